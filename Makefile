@@ -1,0 +1,29 @@
+# Each target does its own set-up: it creates .venv when it is missing or out of date.
+PYTHON ?= python3
+RUN := .venv/bin
+
+.PHONY: reproduce test lab bench clean
+.DEFAULT_GOAL := reproduce
+
+reproduce: .venv/ready ## every table and figure on generated speech, into paper_figures/demo
+	$(RUN)/python -m cdser.reproduce
+
+test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
+	$(RUN)/nbdev_test --path nbs --n_workers 2
+	$(RUN)/python -m pytest tests
+
+lab: .venv/ready ## the book in JupyterLab
+	$(RUN)/jupyter lab nbs
+
+bench: .venv/ready ## side-by-side measurements, into benchmarks/results
+	$(RUN)/python benchmarks/throughput.py
+
+.venv/ready: settings.ini constraints.txt setup.py
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo 'cdser needs Python 3.11 to 3.13; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+clean: ## all that the other targets made, except paper_figures
+	rm -rf .venv runs corpora build *.egg-info

@@ -1,0 +1,15 @@
+"Packaging: everything it says is read from settings.ini."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(here / 'settings.ini', encoding='utf-8')
+settings = config['DEFAULT']
+
+setup(name=settings['lib_name'], version=settings['version'], description=settings['description'],
+      long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+      author=settings['author'], license='Apache-2.0', keywords=settings['keywords'].split(), packages=['cdser'],
+      python_requires='>=' + settings['min_python'], install_requires=settings['requirements'].split(),
+      extras_require={'notebooks': settings['notebook_requirements'].split(), 'dev': settings['dev_requirements'].split()})
