@@ -1,0 +1,80 @@
+"""Training throughput of the nano encoder with three views, in seconds of original audio a second.
+
+python benchmarks/throughput.py [--device cpu|cuda] [--processes 2] [--repeats 5]
+
+Every process trains its own model on one thread, as the runs of a grid do. Repeats of one view and of three views are
+interleaved, so that both see the same machine. Writes benchmarks/results/throughput-<device>.json.
+"""
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, cpu_count, delayed
+
+from cdser.batches import Utterances, epoch
+from cdser.config import METHODS, SAMPLE_RATE, Experiment
+from cdser.model import build
+from cdser.runs import best_device, open_recordings
+from cdser.synthetic import write_studios
+from cdser.train import make_optimiser, make_views, step
+
+SINGLE = dict(views=1, weights=METHODS['emotion_only'])
+
+
+def seconds_a_second(e: Experiment, root: Path, runs_dir: Path, device: str) -> float:
+    "Original audio trained on in a second of one epoch over both studios, after warm-up steps."
+    torch.set_num_threads(1)
+    opened = [open_recordings(name, root, runs_dir, e.max_seconds) for name in (e.source, e.target)]
+    corpora = [Utterances(r.store, np.arange(len(r.store)), r.corpus.labels) for r in opened]
+    model, generator = build(e).to(device).train(), torch.Generator().manual_seed(0)
+    optimiser, plan, heard = make_optimiser(model, e), epoch(corpora, e.batch_seconds, np.random.default_rng(0)), 0.
+    for i, (which, at) in enumerate(plan[:2] + plan):
+        if i == 2: heard, start = 0., clock(device)
+        batch = corpora[which].collate(at, device)
+        step(model, optimiser, make_views(batch, e, generator), e)
+        heard += batch.lengths.sum().item() / SAMPLE_RATE
+    return heard / (clock(device) - start)
+
+
+def clock(device: str) -> float:
+    if device == 'cuda': torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--processes', type=int, default=0, help='0: one a core on a CPU, one on a GPU')
+    parser.add_argument('--repeats', type=int, default=5)
+    args = parser.parse_args()
+    device = best_device(args.device)
+    processes = args.processes or (cpu_count() if device == 'cpu' else 1)
+    three = Experiment('studio_a', 'studio_b')
+    with tempfile.TemporaryDirectory() as folder, Parallel(n_jobs=processes) as parallel:
+        root, runs_dir = Path(folder) / 'corpora', Path(folder) / 'runs'
+        write_studios(root)
+        for name in ('studio_a', 'studio_b'): open_recordings(name, root, runs_dir, three.max_seconds)
+        found = {'one view, emotion only': [], 'three views, proposed': []}
+        for _ in range(args.repeats):
+            for values, e in zip(found.values(), (replace(three, **SINGLE), three)):
+                values.append(sum(parallel(delayed(seconds_a_second)(e, root, runs_dir, device) for _ in range(processes))))
+    result = dict(device=device, name=torch.cuda.get_device_name() if device == 'cuda' else platform.machine(),
+                  processes=processes, torch=torch.__version__, python=platform.python_version(), date=time.strftime('%Y-%m-%d'),
+                  unit='seconds of original audio a second, all processes together', repeats=found,
+                  median={name: float(np.median(values)) for name, values in found.items()})
+    path = Path(__file__).parent / 'results' / f'throughput-{device}.json'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + '\n')
+    print(f'{processes} processes on {result["name"]} ({device})')
+    for name, values in found.items():
+        print(f'{name:24} {np.median(values):6.0f} s/s   (from {min(values):.0f} to {max(values):.0f} in {len(values)} repeats)')
+
+
+if __name__ == '__main__':
+    main()

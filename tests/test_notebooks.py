@@ -1,0 +1,91 @@
+"The notebooks themselves: in step with the library, clean, and the one that reproduces everything runs under papermill."
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import papermill
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+TABLE1 = ['source', 'target', 'setup', 'method', 'uar_mean', 'uar_low', 'uar_high', 'war_mean', 'runs']
+FIGURES = ['figure1_architecture', 'figure2_embeddings', 'figure3_training', 'figure4_confusion']
+
+
+def cells(notebook: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if cell['cell_type'] == kind]
+
+
+def test_the_library_is_what_the_notebooks_export(tmp_path):
+    for name in ('nbs', 'cdser'): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('settings.ini', 'README.md'): shutil.copy(ROOT / name, tmp_path)
+    subprocess.run([Path(sys.executable).parent / 'nbdev_export'], cwd=tmp_path, check=True)
+    for module in sorted((ROOT / 'cdser').glob('*.py')):
+        assert module.read_text(encoding='utf-8') == (tmp_path / 'cdser' / module.name).read_text(encoding='utf-8'), module.name
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_clean_and_reads_as_a_chapter(notebook):
+    code = cells(notebook, 'code')
+    assert not [o for cell in code for o in cell['outputs'] if o['output_type'] == 'error']
+    assert all(cell['execution_count'] is None for cell in code)
+    assert max(''.join(cell['source']).count('\n') + 1 for cell in code) <= 60
+    first = ''.join(cells(notebook, 'markdown')[0]['source'])
+    assert first.startswith('# ') and '\n> ' in first
+
+
+def reproduce(tmp_path: Path, studios: Path, **parameters):
+    out = tmp_path / 'out.ipynb'
+    papermill.execute_notebook(ROOT / 'nbs' / '90_reproduce.ipynb', out, cwd=ROOT, progress_bar=False, parameters=dict(
+        corpora_root=str(studios), runs_dir=str(tmp_path / 'runs'), figures_dir=str(tmp_path / 'figures'), **parameters))
+    return out
+
+
+@pytest.fixture(scope='module')
+def reproduced(studios, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('reproduced')
+    reproduce(folder, studios, profile='open', pairs='studio_a>studio_b', seeds=2, epochs=1)
+    return folder
+
+
+def test_papermill_fills_every_table_and_figure(reproduced):
+    written = reproduced / 'figures' / 'open'
+    table = pd.read_csv(written / 'table1_cross_corpus.csv')
+    assert table.columns[:len(TABLE1)].tolist() == TABLE1
+    assert table.setup.tolist() == ['source_only', 'unlabelled_target', 'labelled_target', 'target_only']
+    assert (table.runs == 2).all() and table.uar_mean.between(0, 100).all()
+    assert table.validated_on.tolist() == ['studio_a', 'studio_a', 'studio_b', 'studio_b']
+    ablation = pd.read_csv(written / 'table2_ablation.csv')
+    assert set(ablation.method) == {'proposed', 'no_augmentation', 'no_contrastive', 'no_information', 'emotion_only'}
+    for name in FIGURES:
+        for kind in ('png', 'svg'): assert (written / f'{name}.{kind}').stat().st_size > 5_000
+    for name in ('table1_cross_corpus', 'table2_ablation'): assert 'studio_a' in (written / f'{name}.md').read_text()
+
+
+def test_a_second_time_computes_nothing_and_writes_the_same(reproduced, studios):
+    stamps = lambda: {path: path.stat().st_mtime_ns for path in (reproduced / 'runs').rglob('*') if path.is_file()}
+    tables = lambda: [path.read_bytes() for path in sorted((reproduced / 'figures').rglob('table*.csv'))]
+    runs, written = stamps(), tables()
+    reproduce(reproduced, studios, profile='open', pairs='studio_a>studio_b', seeds=2, epochs=1)
+    assert stamps() == runs and tables() == written
+
+
+@pytest.mark.parametrize('parameters, message', [
+    (dict(profile='dmeo'), "profile: 'dmeo' is not known; use one of demo, open, paper"),
+    (dict(profile='open', pairs='studio_a'), "pairs: 'studio_a' is not two corpora joined by '>'"),
+    (dict(profile='open', pairs='studio_a>nowhere'), 'nowhere'),
+    (dict(profile='open', pairs='studio_a>studio_b', encoder='no/such/folder', epochs=1), "encoder: 'no/such/folder'"),
+    (dict(profile='open', pairs='studio_a>studio_b', epochs=-1), 'epochs: -1 must be above zero'),
+    (dict(profile='open', pairs='studio_a>studio_b', device='tpu'), "device: 'tpu' is not known")])
+def test_a_wrong_parameter_ends_in_one_clear_error_and_no_run(studios, tmp_path, parameters, message):
+    with pytest.raises(papermill.PapermillExecutionError) as err: reproduce(tmp_path, studios, **parameters)
+    assert err.value.ename == 'BadInput' and message in err.value.evalue
+    assert not [path for path in (tmp_path / 'runs').glob('*') if path.name != 'audio']
+
+
+def test_a_missing_corpora_root_is_one_clear_error(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as err: reproduce(tmp_path, tmp_path / 'absent', profile='open')
+    assert err.value.ename == 'BadInput' and 'absent' in err.value.evalue

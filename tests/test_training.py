@@ -1,0 +1,116 @@
+"What must hold of a training whatever its numbers: hidden labels stay hidden, and the same seed gives the same bits."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cdser.config import METHODS, SETUPS, Experiment
+from cdser.evaluate import war
+from cdser.model import build
+from cdser.runs import Recordings, fit, make_parts, open_recordings, run_id
+from cdser.train import train
+
+TINY = Experiment('studio_a', 'studio_b', epochs=2, batch_seconds=12.)
+
+
+@pytest.fixture(scope='module')
+def recordings(studios, tmp_path_factory):
+    runs_dir = tmp_path_factory.mktemp('runs')
+    return [open_recordings(name, studios, runs_dir, TINY.max_seconds) for name in ('studio_a', 'studio_b')]
+
+
+def trained(e: Experiment, source: Recordings, target: Recordings):
+    "The weights and the history of a training on one thread."
+    torch.set_num_threads(1)
+    parts, model = make_parts(e, source, target), build(e)
+    history, best = train(e, model, parts.training, parts.valid, parts.test, progress=False)
+    return model.state_dict(), history, best, parts
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def shuffled(recordings: Recordings, rows: np.ndarray, seed: int = 0) -> Recordings:
+    "The same corpus with the labels of `rows` dealt out anew."
+    table = recordings.corpus.table.copy()
+    dealt = table.label.to_numpy(copy=True)
+    dealt[rows] = np.random.default_rng(seed).permutation(dealt[rows])
+    assert (dealt != table.label).any()
+    return Recordings(replace(recordings.corpus, table=table.assign(label=dealt)), recordings.store)
+
+
+def relabelled(recordings: Recordings, rows: np.ndarray, e: Experiment, source: Recordings):
+    "The parts of `e` as the true labels make them, holding dealt-out target labels."
+    true, dealt = make_parts(e, source, recordings), shuffled(recordings, rows)
+    test = replace(true.test, labels=dealt.corpus.labels[true.test.rows])
+    training = [replace(part, labels=np.where(part.labels < 0, part.labels, corpus.corpus.labels[part.rows]))
+                for part, corpus in zip(true.training, (source, dealt))]
+    return replace(true, training=training, test=test)
+
+
+@pytest.mark.parametrize('setup', [name for name, s in SETUPS.items() if not s.target_labels])
+@pytest.mark.parametrize('method', METHODS)
+def test_shuffling_hidden_target_labels_leaves_the_weights_bit_identical(recordings, setup, method):
+    source, target = recordings
+    e = replace(TINY, setup=setup, weights=METHODS[method], epochs=1)
+    weights, history, best, _ = trained(e, source, target)
+    parts, model = relabelled(target, np.arange(len(target.store)), e, source), build(e)
+    again, best_again = train(e, model, parts.training, parts.valid, parts.test, progress=False)
+    assert same(weights, model.state_dict()) and best == best_again
+    assert history.test_uar.tolist() != again.test_uar.tolist() # the labels did change, where they are only reported
+
+
+def test_visible_target_labels_do_change_the_weights(recordings):
+    source, target = recordings
+    e = replace(TINY, setup='labelled_target', epochs=1)
+    parts, model = relabelled(target, np.arange(len(target.store)), e, source), build(e)
+    train(e, model, parts.training, parts.valid, parts.test, progress=False)
+    assert not same(trained(e, source, target)[0], model.state_dict())
+
+
+@pytest.mark.parametrize('setup', SETUPS)
+def test_tested_speakers_and_their_labels_take_no_part_in_training(recordings, setup):
+    source, target = recordings
+    parts = make_parts(replace(TINY, setup=setup), source, target)
+    tested = set(parts.tested_on.table.speaker.iloc[parts.test.rows])
+    for part in parts.training:
+        if part.store is target.store: assert tested.isdisjoint(target.corpus.table.speaker.iloc[part.rows])
+    assert parts.validated_on.name == ('studio_b' if SETUPS[setup].target_labels else 'studio_a')
+
+
+def test_same_seed_same_bits_another_seed_others(recordings):
+    a, history, *_ = trained(TINY, *recordings)
+    b, again, *_ = trained(TINY, *recordings)
+    assert same(a, b) and history.drop(columns='seconds').equals(again.drop(columns='seconds'))
+    assert not same(a, trained(replace(TINY, seed=1), *recordings)[0])
+
+
+def test_training_does_not_disturb_the_callers_random_numbers(recordings):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    trained(replace(TINY, epochs=1), *recordings)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_unused_terms_are_blank_in_the_history_and_used_ones_are_not(recordings):
+    _, history, *_ = trained(replace(TINY, weights=METHODS['no_contrastive']), *recordings)
+    assert history.contrastive.isna().all() and history[['emotion', 'augmentation', 'information', 'loss']].notna().all(axis=None)
+
+
+def test_a_run_depends_on_labels_and_audio_as_well_as_on_its_experiment(recordings):
+    source, target = recordings
+    known = run_id(TINY, source, target)
+    assert run_id(TINY, source, target) == known
+    assert run_id(replace(TINY, temperature=.2), source, target) != known
+    assert run_id(TINY, source, shuffled(target, np.arange(len(target.store)))) != known
+
+
+def test_fit_early_stops_and_keeps_the_best_epoch(studios, tmp_path):
+    run = fit(replace(TINY, epochs=6, patience=1), studios, tmp_path, progress=False)
+    history, best = run.history, run.metrics['best_epoch']
+    assert history.valid_war[best] == history.valid_war.max() and len(history) <= 6
+    assert len(history) == 6 or len(history) - 1 - best == 1
+    valid = run.predictions[run.predictions.part == 'valid']
+    assert np.isclose(war(valid.label, valid.prediction), history.valid_war[best])
