@@ -10,7 +10,7 @@ __all__ = ['STUDIO_A', 'STUDIO_B', 'STUDIOS', 'PHONES', 'TEXTS', 'EFFECTS', 'FRA
            'microphone_response', 'record', 'generate', 'studio_hash', 'is_written', 'write_files', 'write_studio',
            'write_studios']
 
-# %% ../nbs/03_synthetic.ipynb #bb0afbee
+# %% ../nbs/03_synthetic.ipynb #4740e94e
 import hashlib, json, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
 from .config import LABELS, SAMPLE_RATE, BadInput
 
-# %% ../nbs/03_synthetic.ipynb #31090887
+# %% ../nbs/03_synthetic.ipynb #86e9db01
 @dataclass(frozen=True)
 class Studio:
     "All that decides the sound of a generated corpus."
@@ -41,27 +41,27 @@ class Studio:
     microphone: tuple = (0, ())   # tilt in dB an octave; resonances, each (Hz, dB)
     bandwidth: float = 7600.      # Hz; where the recording chain ends
 
-# %% ../nbs/03_synthetic.ipynb #b3242736
-STUDIO_A = Studio('studio_a', seed=11, prior=(.22, .26, .28, .24))
-STUDIO_B = Studio('studio_b', seed=23, prior=(.28, .22, .22, .28), acting=1.1,
-                  female_hz=(165, 220), male_hz=(90, 125), tract=(.97, 1.08), room=(.4, .25), noise_db=(20, -4),
-                  microphone=(-2., ((900, 6), (2600, -5))), bandwidth=3800.)
+# %% ../nbs/03_synthetic.ipynb #6934ff85
+STUDIO_A = Studio('studio_a', seed=11, prior=(.22, .26, .28, .24), acting=1.15)
+STUDIO_B = Studio('studio_b', seed=23, prior=(.28, .22, .22, .28), acting=1.,
+                  female_hz=(165, 220), male_hz=(90, 125), tract=(.97, 1.08), room=(.3, .15), noise_db=(25, -4),
+                  microphone=(-1., ((900, 4), (2600, -4))), bandwidth=3800.)
 STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B)}
 
-# %% ../nbs/03_synthetic.ipynb #99660b3c
+# %% ../nbs/03_synthetic.ipynb #91cc0aaf
 def label_counts(studio: Studio) -> np.ndarray: # (4,) int, utterances of each emotion; they sum to studio.utterances
-    "Share the utterances out by the prior (largest remainder). Raises `BadInput` where a speaker would lack an emotion."
+    "Share utterances out by the prior (largest remainder). Raises `BadInput` where a speaker would lack an emotion."
     if len(studio.prior) != len(LABELS) or min(studio.prior) <= 0 or abs(sum(studio.prior) - 1) > 1e-6:
         raise BadInput(f'prior: {studio.prior} must be {len(LABELS)} shares above zero that sum to 1')
     wanted = np.array(studio.prior) * studio.utterances
     counts = wanted.astype(int)
     counts[np.argsort(counts - wanted, kind='stable')[:studio.utterances - counts.sum()]] += 1
     if counts.min() < studio.speakers:
-        raise BadInput(f'utterances: {studio.utterances} are too few for {studio.speakers} speakers to say every emotion; '
-                       f'use at least {int(np.ceil(studio.speakers / min(studio.prior))) + 1}')
+        raise BadInput(f'utterances: {studio.utterances} are too few for {studio.speakers} speakers to say every '
+                       f'emotion; use at least {int(np.ceil(studio.speakers / min(studio.prior))) + 1}')
     return counts
 
-# %% ../nbs/03_synthetic.ipynb #1363a77d
+# %% ../nbs/03_synthetic.ipynb #4e7e84bd
 PHONES = pd.DataFrame.from_dict(orient='index', columns=['f1', 'f2', 'f3', 'voice', 'noise', 'peak', 'seconds'], data={
     #     Hz   Hz    Hz   voice noise  Hz    s
     'a': (730, 1150, 2440, 1.0, .00, 4000, .135), 'e': (480, 1900, 2550, 1.0, .00, 4000, .125),
@@ -76,7 +76,7 @@ PHONES = pd.DataFrame.from_dict(orient='index', columns=['f1', 'f2', 'f3', 'voic
     'b': (350,  950, 2300, .35, .14,  800, .014), '=': (400, 1500, 2500, .00, .00, 4000, .055),
     '-': (220, 1400, 2400, .14, .00, 4000, .050), '_': (500, 1450, 2450, .00, .00, 4000, .110)})
 
-# %% ../nbs/03_synthetic.ipynb #c36f19b1
+# %% ../nbs/03_synthetic.ipynb #9fe5904a
 TEXTS = ("m'alen_-d'u=tisa", "=k'asu_nel'omi-da", "ʃ'enu=ta_l'ami", "-b'olise_=k'anu", "f'amu-de_s'ina=to",
          "j'alo=ti_m'e-duna", "n'izo_=p'alə=k'umi", "l'u=ka_ʃ'imen'o")
 
@@ -85,7 +85,7 @@ def phones_of(text: str) -> tuple[np.ndarray, np.ndarray]: # (phones,) int, rows
     accented = [before == "'" for before, phone in zip('_' + text, text) if phone != "'"]
     return PHONES.index.get_indexer(list('_' + text.replace("'", '') + '_')), np.array([False, *accented, False])
 
-# %% ../nbs/03_synthetic.ipynb #332de35b
+# %% ../nbs/03_synthetic.ipynb #83fb7b2a
 def draw_speakers(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # one row a speaker
     "The voices of a studio."
     n, female = studio.speakers, np.arange(studio.speakers) % 2 == 0
@@ -101,35 +101,36 @@ def draw_speakers(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # o
         corner=between((1500, 2400)),                                         # Hz, f_a of the glottal source below
         breath=rng.uniform(-41, -35, n)))                                     # dB, aspiration re glottal pulses
 
-# %% ../nbs/03_synthetic.ipynb #d01c2dc6
+# %% ../nbs/03_synthetic.ipynb #27a734df
 EFFECTS = pd.DataFrame.from_dict(orient='index', data={
     #              pitch range slope rate energy tilt jitter breath
-    'ang':         (2.5,  .60, -2.5,  .22,  4.,  1.0,   .8,  -4.),
-    'hap':         (3.5,  .70,  2.5,  .14,  3.,   .4,   .1,  -1.),
-    'neu':         (0.0,  .00,  0.0,  .00,  0.,   .0,   .0,   0.),
-    'sad':         (-1.5, -.7, -0.5, -.26, -3.,  -.9,   .3,   6.),
-    'utterance':   (1.3,  .40,  1.6,  .12,  2.,   .45,  .4,   2.5), # standard deviation from one to the next
-    'style':       (0.9,  .25,  0.9,  .08,  1.,   .30,  .3,   1.8), # of a speaker's own way with an emotion
+    'ang':         ( 2.5,  .6, -4.0,  .22,  4.0,  1.3,  1.2, -4.0),
+    'hap':         ( 4.0,  .8,  4.0,  .12,  3.0,   .5,   .0,  0.0),
+    'neu':         ( 0.0,  .0,  0.0,  .00,  0.0,   .0,   .0,  0.0),
+    'sad':         (-2.0, -.9, -0.5, -.30, -3.0, -1.1,   .4,  9.0),
+    'utterance':   (  .9,  .3,  1.1,  .08,  1.3,   .3,   .3,  1.6), # standard deviation from one to the next
+    'style':       (  .6,  .2,   .6,  .05,   .7,   .2,   .2,  1.2), # of a speaker's own way with an emotion
 }, columns=['pitch', 'range', 'slope', 'rate', 'energy', 'tilt', 'jitter', 'breath'])
 
-# %% ../nbs/03_synthetic.ipynb #9adc5a6e
+# %% ../nbs/03_synthetic.ipynb #7354279c
 def draw_performances(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # one row an utterance
     "Who says which sentence with which emotion, and what that does to the voice: the columns of speakers and EFFECTS."
     n, columns = studio.utterances, EFFECTS.columns
     speakers = draw_speakers(studio, rng)
     style = rng.standard_normal((studio.speakers, len(LABELS), len(columns))) * EFFECTS.loc['style'].to_numpy()
-    classes = np.repeat(np.arange(len(LABELS)), label_counts(studio)) # dealt like cards: each speaker gets every emotion
+    classes = np.repeat(np.arange(len(LABELS)), label_counts(studio)) # dealt like cards: all get every emotion
     who = np.arange(n) % studio.speakers
     own = rng.standard_normal((n, len(columns))) * EFFECTS.loc['utterance'].to_numpy()
     effect = studio.acting * EFFECTS.loc[list(LABELS)].to_numpy()[classes] + studio.spread * (style[who, classes] + own)
     voices = speakers.iloc[who].reset_index(drop=True).rename(columns=dict(rate='tempo', breath='aspiration'))
     table = pd.concat([voices, pd.DataFrame(effect, columns=columns)], axis=1)
     table.insert(0, 'label', np.array(LABELS)[classes])
-    table.insert(0, 'text', rng.permutation(n) % len(TEXTS))
+    first = rng.integers(len(TEXTS), size=studio.speakers)                   # each speaker reads the list in turn
+    table.insert(0, 'text', (first[who] + np.arange(n) // studio.speakers) % len(TEXTS))
     return table.sort_values('speaker', kind='stable', ignore_index=True)
 
-# %% ../nbs/03_synthetic.ipynb #45882cd7
-FRAME_RATE = 200                 # Hz, of everything the articulators do
+# %% ../nbs/03_synthetic.ipynb #7f3369f4
+FRAME_RATE = 125                 # Hz, of everything the articulators do
 HOP = SAMPLE_RATE // FRAME_RATE  # samples a frame
 CHUNK = 32                       # utterances synthesised at a time
 
@@ -139,10 +140,9 @@ def to_samples(frames: np.ndarray, # (batch, frames)
     step = np.diff(frames, axis=1, append=frames[:, -1:])
     return (frames[..., None] + step[..., None] * (np.arange(HOP) / HOP)).reshape(len(frames), -1)
 
-# %% ../nbs/03_synthetic.ipynb #ccdbb65a
+# %% ../nbs/03_synthetic.ipynb #0a2d0160
 MEAN_SECONDS = float(np.mean([PHONES.seconds.to_numpy()[phones_of(text)[0]].sum() for text in TEXTS])) # of a sentence
 
-# %% ../nbs/03_synthetic.ipynb #a8d881e2
 def draw_durations(cast: pd.DataFrame, # (batch) performances
                    studio: Studio, rng: np.random.Generator,
                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # phones (batch, n) int; accented (batch, n) bool; s
@@ -160,7 +160,7 @@ def draw_durations(cast: pd.DataFrame, # (batch) performances
     allowed = np.clip(total / MEAN_SECONDS, 2 / 3, 1.5) * studio.seconds
     return phones, accented, seconds * allowed / total
 
-# %% ../nbs/03_synthetic.ipynb #ac9d0c81
+# %% ../nbs/03_synthetic.ipynb #1bd6c660
 def draw_tracks(phones: np.ndarray,  # (batch, n) int, rows of PHONES
                 seconds: np.ndarray, # (batch, n)
                ) -> dict:            # column of PHONES -> (batch, frames)
@@ -173,7 +173,7 @@ def draw_tracks(phones: np.ndarray,  # (batch, n) int, rows of PHONES
     return {name: gaussian_filter1d(PHONES[name].to_numpy()[phone], s * FRAME_RATE, axis=1, mode='nearest')
             for name, s in inertia.items()}
 
-# %% ../nbs/03_synthetic.ipynb #16fccc6a
+# %% ../nbs/03_synthetic.ipynb #f7a0808c
 def draw_f0(cast: pd.DataFrame,   # (batch) performances
             accented: np.ndarray, # (batch, n) bool
             seconds: np.ndarray,  # (batch, n)
@@ -191,7 +191,7 @@ def draw_f0(cast: pd.DataFrame,   # (batch) performances
     base = np.log(cast.hz.to_numpy()) + cast.pitch.to_numpy() * np.log(2) / 12
     return np.exp(base[:, None] + wide * (phrase + accents) + slope)
 
-# %% ../nbs/03_synthetic.ipynb #50c26323
+# %% ../nbs/03_synthetic.ipynb #505c7e48
 def pulse_train(f0: np.ndarray,   # (batch, samples) Hz
                ) -> np.ndarray:   # (batch, samples), power density that of white noise of unit variance
     "Band-limited glottal pulses: the sum of all harmonics of `f0` below 0.49 of the sampling rate."
@@ -202,7 +202,7 @@ def pulse_train(f0: np.ndarray,   # (batch, samples) Hz
     pulses = np.where(np.abs(below) < 1e-5, harmonics, (kernel - 1) / 2)
     return (pulses * np.sqrt(2 * f0 / top)).astype(np.float32)
 
-# %% ../nbs/03_synthetic.ipynb #b4a6b275
+# %% ../nbs/03_synthetic.ipynb #b0614e9a
 def glottal_spectrum(f: np.ndarray,      # (bins) Hz
                      hz: np.ndarray,     # (batch, 1) resting pitch
                      corner: np.ndarray, # (batch, 1) Hz, where the second fall begins
@@ -211,7 +211,7 @@ def glottal_spectrum(f: np.ndarray,      # (bins) Hz
     ratio = f / (1.5 * hz)
     return ratio / (1 + ratio ** 2) / np.sqrt(1 + (f / corner) ** 2)
 
-# %% ../nbs/03_synthetic.ipynb #8c5c8120
+# %% ../nbs/03_synthetic.ipynb #ce58db1b
 def vocal_tract(f: np.ndarray,        # (bins) Hz
                 formants: np.ndarray, # (batch, frames, 5) Hz
                ) -> np.ndarray:       # (batch, frames, bins) complex gain
@@ -223,14 +223,14 @@ def vocal_tract(f: np.ndarray,        # (bins) Hz
         poles *= (1 - (f / centre) ** 2) + 1j * f * (bandwidth / centre ** 2)
     return 1 / poles
 
-# %% ../nbs/03_synthetic.ipynb #6d04d99b
-WINDOW, FFT = 4 * HOP, 8 * HOP                           # samples: 20 ms of signal, as much again for the ringing
+# %% ../nbs/03_synthetic.ipynb #0598e6c7
+WINDOW, FFT = 2 * HOP, 4 * HOP                           # samples: 16 ms of signal, as much again for the ringing
 BINS = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)             # Hz
 
 def short_time(signal: np.ndarray, # (batch, frames * HOP)
               ) -> np.ndarray:     # (batch, frames, bins) complex
     "Spectra of Hann windows that start HOP samples apart and sum to one."
-    window = np.hanning(WINDOW + 1)[:-1].astype(np.float32) / 2
+    window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
     padded = np.pad(signal, ((0, 0), (WINDOW // 2, WINDOW // 2 - HOP)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[:, ::HOP]
     return rfft(frames * window, FFT)
@@ -243,7 +243,7 @@ def overlap_add(spectra: np.ndarray, # (batch, frames, bins) complex
     for i in range(FFT // HOP): out[:, i:i + pieces.shape[1]] += pieces[:, :, i]
     return out.reshape(len(out), -1)[:, WINDOW // 2:WINDOW // 2 + pieces.shape[1] * HOP]
 
-# %% ../nbs/03_synthetic.ipynb #82217139
+# %% ../nbs/03_synthetic.ipynb #892db2dd
 def voice(cast: pd.DataFrame, # (batch) performances
           studio: Studio, rng: np.random.Generator,
          ) -> tuple[np.ndarray, np.ndarray]: # (batch, samples) float32 of unit power; (batch,) int, samples of each
@@ -258,17 +258,18 @@ def voice(cast: pd.DataFrame, # (batch) performances
     pulses = short_time(pulse_train(to_samples(f0)) * to_samples(loudness).astype(np.float32))
     noise = short_time(rng.standard_normal((len(cast), shape[1] * HOP), np.float32))
     upper = np.broadcast_to([3500., 4500.], (*shape, 2))
-    formants = np.concatenate([np.stack([tracks[f'f{i}'] for i in (1, 2, 3)], -1), upper], -1) * column('tract')[..., None]
+    tract = column('tract')[..., None]
+    formants = np.concatenate([np.stack([tracks[f'f{i}'] for i in (1, 2, 3)], -1), upper], -1) * tract
     source = glottal_spectrum(BINS, column('hz'), column('corner') * 2. ** column('tilt')).astype(np.float32)
     breath = 10 ** ((column('aspiration') + column('breath')) / 20) * tracks['voice']
-    cavity = tracks['noise'][..., None] / (1 + ((BINS - tracks['peak'][..., None] * column('tract')[..., None]) / 1000) ** 2)
+    cavity = tracks['noise'][..., None] / (1 + ((BINS - tracks['peak'][..., None] * tract) / 1000) ** 2)
     speech = (pulses * source[:, None] + noise * breath[..., None].astype(np.float32)) * vocal_tract(BINS, formants)
     speech = overlap_add(speech + noise * (.12 * cavity).astype(np.float32))
     lengths = np.minimum((seconds.sum(1) * SAMPLE_RATE).astype(int), speech.shape[1])
     speech *= np.arange(speech.shape[1]) < lengths[:, None]
     return speech * np.sqrt(lengths / (speech ** 2).sum(1))[:, None].astype(np.float32), lengths
 
-# %% ../nbs/03_synthetic.ipynb #e8c5b6bc
+# %% ../nbs/03_synthetic.ipynb #96fbbdac
 def room_response(studio: Studio, batch: int, rng: np.random.Generator) -> np.ndarray: # (batch, samples)
     "Impulse responses of a room: the direct sound and a decaying diffuse tail."
     rt60, wet = studio.room
@@ -277,7 +278,7 @@ def room_response(studio: Studio, batch: int, rng: np.random.Generator) -> np.nd
     tail *= np.sqrt(wet / (tail ** 2).sum(1, keepdims=True))
     return np.concatenate([np.full((batch, 1), np.sqrt(1 - wet)), tail], axis=1).astype(np.float32)
 
-# %% ../nbs/03_synthetic.ipynb #8c0820b5
+# %% ../nbs/03_synthetic.ipynb #aafff62a
 def microphone_response(studio: Studio,
                         f: np.ndarray, # (bins) Hz
                        ) -> np.ndarray: # (bins) gain
@@ -287,7 +288,7 @@ def microphone_response(studio: Studio,
     db = tilt * octaves + sum(gain * np.exp(-(2 * (octaves - np.log2(hz / 1000))) ** 2) for hz, gain in resonances)
     return 10 ** (db / 20) / np.sqrt((1 + (f / studio.bandwidth) ** 16) * (1 + (60 / np.maximum(f, 1.)) ** 4))
 
-# %% ../nbs/03_synthetic.ipynb #1a3e5974
+# %% ../nbs/03_synthetic.ipynb #be715a58
 def record(speech: np.ndarray,  # (batch, samples) of unit power
            lengths: np.ndarray, # (batch,) int
            energy: np.ndarray,  # (batch,) dB re neutral
@@ -304,9 +305,10 @@ def record(speech: np.ndarray,  # (batch, samples) of unit power
     recorded = irfft((spectrum + noise * 10 ** (-level / 20)[:, None]) * microphone_response(studio, f), n)
     loudness = .04 * 10 ** (energy / 20)                                         # root mean square, about -28 dB FS
     cut = [x[:length] for x, length in zip(recorded, lengths)]
-    return [(x * min(r / np.sqrt((x ** 2).mean()), .95 / np.abs(x).max())).astype(np.float32) for x, r in zip(cut, loudness)]
+    gains = [min(r / np.sqrt((x ** 2).mean()), .95 / np.abs(x).max()) for x, r in zip(cut, loudness)]
+    return [(x * gain).astype(np.float32) for x, gain in zip(cut, gains)]
 
-# %% ../nbs/03_synthetic.ipynb #fa4d431b
+# %% ../nbs/03_synthetic.ipynb #fe922e35
 WORDS = dict(zip(LABELS, ('anger', 'happiness', 'neutral', 'sadness'))) # what the studios call them
 
 def generate(studio: Studio) -> tuple[list[np.ndarray], pd.DataFrame]: # float32 waveforms at 16 kHz; their table
@@ -325,7 +327,7 @@ def generate(studio: Studio) -> tuple[list[np.ndarray], pd.DataFrame]: # float32
         gender=cast.gender, text_id=text_id, duration_s=[len(x) / SAMPLE_RATE for x in waveforms],
         sample_rate=SAMPLE_RATE))
 
-# %% ../nbs/03_synthetic.ipynb #f12add03
+# %% ../nbs/03_synthetic.ipynb #e4b039ec
 VERSION = 1 # of the synthesiser; to be raised whenever the same Studio would sound different
 
 def studio_hash(studio: Studio) -> str: # 64 hexadecimal digits
@@ -337,7 +339,7 @@ def is_written(studio: Studio, folder: Path) -> bool:
     record = folder / 'studio.json'
     return record.is_file() and json.loads(record.read_text(encoding='utf-8'))['hash'] == studio_hash(studio)
 
-# %% ../nbs/03_synthetic.ipynb #84469751
+# %% ../nbs/03_synthetic.ipynb #d1378ea3
 def write_files(studio: Studio, folder: Path) -> None:
     "Write audio (PCM16 WAV), manifest and record of a studio into an empty folder."
     (folder / 'audio').mkdir()
@@ -348,7 +350,7 @@ def write_files(studio: Studio, folder: Path) -> None:
     record = json.dumps(dict(hash=studio_hash(studio), version=VERSION, studio=asdict(studio)), indent=1)
     (folder / 'studio.json').write_text(record + '\n', encoding='utf-8')
 
-# %% ../nbs/03_synthetic.ipynb #6adcf879
+# %% ../nbs/03_synthetic.ipynb #1d3cb846
 def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>/<name>
     "Write a studio whole or not at all, unless it is there already. Raises `BadInput` over a folder it did not write."
     folder = Path(root) / studio.name
