@@ -6,7 +6,7 @@
 __all__ = ['Recordings', 'open_recordings', 'Parts', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell', 'measure', 'machine',
            'best_device', 'fit', 'grid', 'records', 'recognise']
 
-# %% ../nbs/30_runs.ipynb #358a3753
+# %% ../nbs/30_runs.ipynb #bf6ee5de
 import json, platform, shutil, tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import Wav2Vec2ForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 from .audio import AudioStore, open_store
-from .batches import Utterances, visible_labels
+from .batches import Utterances, steps_in_pass, visible_labels
 from .config import LABELS, SETUPS, BadInput, Experiment, check_experiment, content_hash, from_dict, method_name
 from .corpora import Corpus, load_corpus
 from .evaluate import recalls, uar, war
@@ -27,10 +27,10 @@ from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import check_split, source_split, target_split
 from .train import predict, train
 
-# %% ../nbs/30_runs.ipynb #d63c6fea
+# %% ../nbs/30_runs.ipynb #f886c550
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
 
-# %% ../nbs/30_runs.ipynb #c9501508
+# %% ../nbs/30_runs.ipynb #e7316643
 @dataclass(frozen=True)
 class Recordings:
     "A corpus and its decoded audio, row for row."
@@ -52,13 +52,14 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root)
     return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds))
 
-# %% ../nbs/30_runs.ipynb #11ef008f
+# %% ../nbs/30_runs.ipynb #1ecc51e6
 @dataclass(frozen=True)
 class Parts:
     "What a run trains on, validates on and is tested on."
     training: list[Utterances] # source and target, or either alone; labels hidden where the setup says so
     valid: Utterances
     test: Utterances
+    steps: int                 # in an epoch, on each corpus: a pass over the larger of the pair, in every setup
     validated_on: Corpus       # the corpus that `valid` is of
     tested_on: Corpus
 
@@ -70,12 +71,12 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     for recordings, split in ((source, s), (target, t)): check_split(recordings.corpus.table, split)
     def part(recordings, rows, visible=True):
         return Utterances(recordings.store, rows, visible_labels(recordings.corpus.labels[rows], visible))
-    training = ([part(source, s.train)] if setup.source else []) + \
-               ([part(target, t.train, setup.target_labels)] if setup.target else [])
+    both = [part(source, s.train), part(target, t.train, setup.target_labels)]
+    training = [corpus for corpus, used in zip(both, (setup.source, setup.target)) if used]
     judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
-    return Parts(training, part(judge, rows), part(target, t.test), judge.corpus, target.corpus)
+    return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
 
-# %% ../nbs/30_runs.ipynb #5d0cefca
+# %% ../nbs/30_runs.ipynb #ce3ff2d0
 @dataclass(frozen=True)
 class Run:
     "A finished run; its files are read when they are asked for."
@@ -100,7 +101,7 @@ class Run:
         "The emotion path of the trained model."
         return from_transformers(Wav2Vec2ForSequenceClassification.from_pretrained(self.folder / 'model'))
 
-# %% ../nbs/30_runs.ipynb #e65f28cb
+# %% ../nbs/30_runs.ipynb #520489e5
 class RunStore:
     "A folder of runs, each in a folder named by its id."
     def __init__(self, folder: Path): self.folder = Path(folder)
@@ -125,7 +126,7 @@ class RunStore:
         finally: shutil.rmtree(draft, ignore_errors=True)
         return self[id]
 
-# %% ../nbs/30_runs.ipynb #12ab2836
+# %% ../nbs/30_runs.ipynb #58d945cd
 def run_id(e: Experiment, source: Recordings, target: Recordings) -> str: # 12 hexadecimal digits
     "The name of a run: a hash of the experiment and of the data it is about."
     return content_hash({'experiment': asdict(e), 'data': [source.digest, target.digest]})
@@ -142,7 +143,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-# %% ../nbs/30_runs.ipynb #dac70102
+# %% ../nbs/30_runs.ipynb #fe5d6a5e
 def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
     "The numbers that tables are made of; UAR, WAR and recalls on the tested speakers, in [0, 1]."
     test = predictions[predictions.part == 'test']
@@ -156,7 +157,7 @@ def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/30_runs.ipynb #b1144594
+# %% ../nbs/30_runs.ipynb #dcde74b0
 def best_device(device: str = 'auto') -> str:
     "'cuda' where there is one, if 'auto'. Raises `BadInput` at what is not to be had."
     if device == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -178,7 +179,7 @@ def fit(e: Experiment,
     if id in store: return store[id]
     if device == 'cpu': torch.set_num_threads(1)
     parts, model = make_parts(e, source, target), build(e)
-    history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, device, progress)
+    history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, parts.steps, device, progress)
     predictions, embeddings = tell(parts, model, device)
     def write(draft: Path):
         config = {'experiment': asdict(e), 'data': {e.source: source.digest, e.target: target.digest}, 'machine': machine(device)}
@@ -190,7 +191,7 @@ def fit(e: Experiment,
         to_transformers(model.cpu()).save_pretrained(draft / 'model')
     return store.add(id, write)
 
-# %% ../nbs/30_runs.ipynb #c62c567e
+# %% ../nbs/30_runs.ipynb #26d34690
 def grid(experiments: list[Experiment],
          corpora_root: Path,
          runs_dir: Path = 'runs',
@@ -213,7 +214,7 @@ def grid(experiments: list[Experiment],
     for _ in tqdm(finished, desc='runs', total=len(jobs), disable=not jobs): pass
     return [store[id] for id in ids]
 
-# %% ../nbs/30_runs.ipynb #854a6c8d
+# %% ../nbs/30_runs.ipynb #4e223e6a
 def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     "The experiments' coordinates beside their results; UAR and WAR in [0, 1] on the tested speakers."
     def row(run):
@@ -223,7 +224,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
 
-# %% ../nbs/30_runs.ipynb #12b40978
+# %% ../nbs/30_runs.ipynb #c856f4e9
 def recognise(run: Run,
               paths: list[Path],  # audio files
               device: str = 'auto',

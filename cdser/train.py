@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TERMS', 'Views', 'make_views', 'step', 'make_optimiser', 'rate', 'predict', 'train', 'summary', 'accuracies']
 
-# %% ../nbs/20_train.ipynb #f557137c
+# %% ../nbs/20_train.ipynb #8bcb14d8
 import copy, time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 import numpy as np
 import pandas as pd
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .audio import AudioStore
 from .augment import random_view
-from .batches import Batch, Utterances, epoch, group_by_length
+from .batches import Batch, Utterances, group_by_length, turns
 from .config import PROPOSED, SAMPLE_RATE, BadInput, Experiment
 from .evaluate import uar, war
 from .losses import augmentation_loss, emotion_loss, information_maximisation, nt_xent
 from .model import Outputs, Recogniser, build
 
-# %% ../nbs/20_train.ipynb #9e9b625c
+# %% ../nbs/20_train.ipynb #ce828114
 @dataclass
 class Views:
     "A batch in several versions, view after view: row v * batch + i is version v of utterance i."
@@ -46,14 +47,14 @@ def make_views(batch: Batch,
     device = batch.waveforms.device
     return Views(torch.cat(padded), lengths, kinds.to(device, non_blocking=True), batch.labels.repeat(e.views))
 
-# %% ../nbs/20_train.ipynb #a03cc82e
+# %% ../nbs/20_train.ipynb #4b017094
 TERMS: dict[str, Callable[[Outputs, Views, Experiment], Tensor]] = {
     'emotion':      lambda out, views, e: emotion_loss(out.emotion, views.labels),
     'augmentation': lambda out, views, e: augmentation_loss(out.augmentation, views.kinds),
     'contrastive':  lambda out, views, e: nt_xent(out.projection.unflatten(0, (e.views, -1)), e.temperature),
     'information':  lambda out, views, e: information_maximisation(out.emotion)}
 
-# %% ../nbs/20_train.ipynb #91bf8efc
+# %% ../nbs/20_train.ipynb #c3c233c4
 def step(model: Recogniser,
          optimiser: torch.optim.Optimizer,
          views: Views,
@@ -71,7 +72,7 @@ def step(model: Recogniser,
     optimiser.step()
     return {'loss': loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
-# %% ../nbs/20_train.ipynb #e7ae9e12
+# %% ../nbs/20_train.ipynb #2cb989ac
 def make_optimiser(model: Recogniser, e: Experiment) -> torch.optim.AdamW:
     "AdamW over what may be trained: the encoder's parameters and the heads'."
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
@@ -85,7 +86,7 @@ def rate(progress: float, # share of the training that is done, 0 to 1
     "Linear warm-up, linear decay."
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
-# %% ../nbs/20_train.ipynb #7a491d09
+# %% ../nbs/20_train.ipynb #081f38ff
 @torch.no_grad()
 def predict(model: Recogniser,
             store: AudioStore,
@@ -106,12 +107,13 @@ def predict(model: Recogniser,
     back = np.argsort(np.concatenate(order))
     return torch.cat(probabilities).cpu().numpy()[back], torch.cat(embeddings).cpu().numpy()[back]
 
-# %% ../nbs/20_train.ipynb #cc7521d3
+# %% ../nbs/20_train.ipynb #e37e98b4
 def train(e: Experiment,
           model: Recogniser,          # ends with the weights of the best epoch
           training: list[Utterances], # source and target, or either alone
           valid: Utterances,          # whose accuracy stops the training
           test: Utterances,           # whose UAR is written down, and used for nothing
+          steps: int,                 # on each corpus, in an epoch
           device: str = 'cpu',
           progress: bool = True,      # show a bar
          ) -> tuple[pd.DataFrame, int]: # a row an epoch, and the best epoch
@@ -119,15 +121,16 @@ def train(e: Experiment,
     model.to(device)
     optimiser = make_optimiser(model, e)
     rng, generator = np.random.default_rng([e.seed, e.fold]), torch.Generator().manual_seed(e.seed)
+    schedule, steps = turns(training, e.batch_seconds, rng), steps * len(training)
     history, best, best_epoch, kept = [], -1., 0, None
     with torch.random.fork_rng(), tqdm(range(e.epochs), desc='epochs', disable=not progress, leave=False) as bar:
         torch.manual_seed(e.seed) # dropout
         for number in bar:
             start, model = time.perf_counter(), model.train()
-            totals, heard, steps = {}, 0, epoch(training, e.batch_seconds, rng)
-            for i, (which, at) in enumerate(steps):
+            totals, heard = {}, 0
+            for i, (which, at) in enumerate(islice(schedule, steps)):
                 for group in optimiser.param_groups:
-                    group['lr'] = group['peak'] * rate((number + (i + 1) / len(steps)) / e.epochs, e.warmup)
+                    group['lr'] = group['peak'] * rate((number + (i + 1) / steps) / e.epochs, e.warmup)
                 batch = training[which].collate(at, device)
                 for name, value in step(model, optimiser, make_views(batch, e, generator), e).items():
                     totals.setdefault((name, which), []).append(value)
@@ -143,7 +146,7 @@ def train(e: Experiment,
     model.load_state_dict(kept)
     return pd.DataFrame(history), best_epoch
 
-# %% ../nbs/20_train.ipynb #2877026d
+# %% ../nbs/20_train.ipynb #efb43b5f
 def summary(totals: dict[tuple[str, int], list[Tensor]], # (term, which corpus) -> a value a step
            ) -> dict[str, float]: # loss and every term of PROPOSED; NaN where unused
     "Mean of each term over an epoch's steps; the emotion term over the steps that saw labels."
