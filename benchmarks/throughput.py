@@ -11,13 +11,14 @@ import platform
 import tempfile
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from cdser.batches import Utterances, epoch
+from cdser.batches import Utterances, steps_in_pass, turns
 from cdser.config import METHODS, SAMPLE_RATE, Experiment
 from cdser.model import build
 from cdser.runs import best_device, open_recordings
@@ -33,8 +34,8 @@ def seconds_a_second(e: Experiment, root: Path, runs_dir: Path, device: str) -> 
     opened = [open_recordings(name, root, runs_dir, e.max_seconds) for name in (e.source, e.target)]
     corpora = [Utterances(r.store, np.arange(len(r.store)), r.corpus.labels) for r in opened]
     model, generator = build(e).to(device).train(), torch.Generator().manual_seed(0)
-    optimiser, plan, heard = make_optimiser(model, e), epoch(corpora, e.batch_seconds, np.random.default_rng(0)), 0.
-    for i, (which, at) in enumerate(plan[:2] + plan):
+    optimiser, steps = make_optimiser(model, e), 2 * steps_in_pass(corpora, e.batch_seconds)
+    for i, (which, at) in enumerate(islice(turns(corpora, e.batch_seconds, np.random.default_rng(0)), 2 + steps)):
         if i == 2: heard, start = 0., clock(device)
         batch = corpora[which].collate(at, device)
         step(model, optimiser, make_views(batch, e, generator), e)

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'NUMBERS', 'EMOTIONS', 'AUDIO', 'READERS', 'Corpus', 'check_table', 'read_manifest', 'write_manifest',
            'find_audio', 'rows', 'read_emodb', 'read_urdu', 'read_nemo', 'load_corpus', 'describe']
 
-# %% ../nbs/02_corpora.ipynb #9efac815
+# %% ../nbs/02_corpora.ipynb #61930710
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput
 
-# %% ../nbs/02_corpora.ipynb #a7c6b178
+# %% ../nbs/02_corpora.ipynb #bd3aa0c4
 COLUMNS = ('path', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id', 'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('duration_s', 'sample_rate')
 
@@ -31,7 +31,7 @@ class Corpus:
     def labels(self) -> np.ndarray: # (n,) int64 class indices
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
-# %% ../nbs/02_corpora.ipynb #422d96e9
+# %% ../nbs/02_corpora.ipynb #bdf33703
 def check_table(table: pd.DataFrame, # with at least path, speaker, and label or emotion
                 name: str,           # where it came from, for messages
                ) -> pd.DataFrame:    # all of COLUMNS
@@ -52,7 +52,7 @@ def check_table(table: pd.DataFrame, # with at least path, speaker, and label or
     blank = {c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table}
     return table.assign(**blank)[list(COLUMNS)]
 
-# %% ../nbs/02_corpora.ipynb #d5f60447
+# %% ../nbs/02_corpora.ipynb #e8e84853
 def read_manifest(path: Path) -> pd.DataFrame: # COLUMNS
     "The checked table of a manifest. Raises `BadInput` where it is none."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True)
@@ -66,12 +66,12 @@ def write_manifest(table: pd.DataFrame, path: Path) -> None:
     "Write a table so that `read_manifest` gives it back."
     table[list(COLUMNS)].to_csv(path, index=False, lineterminator='\n')
 
-# %% ../nbs/02_corpora.ipynb #906d99d0
+# %% ../nbs/02_corpora.ipynb #a0484d25
 EMOTIONS = {'nemo':  {'anger': 'ang', 'happiness': 'hap', 'neutral': 'neu', 'sadness': 'sad'},
             'urdu':  {'Angry': 'ang', 'Happy': 'hap', 'Neutral': 'neu', 'Sad': 'sad'},
             'emodb': {'W': 'ang', 'F': 'hap', 'N': 'neu', 'T': 'sad'}}
 
-# %% ../nbs/02_corpora.ipynb #b8f5a41a
+# %% ../nbs/02_corpora.ipynb #d1a7bbcc
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 
 def find_audio(root: Path) -> list[PurePosixPath]: # relative to root, sorted
@@ -84,11 +84,11 @@ def rows(corpus: str, root: Path,
         ) -> pd.DataFrame:
     "A row for each recording whose emotion has a label."
     said = [(path, facts(path)) for path in find_audio(root)]
-    table = pd.DataFrame([dict(path=str(path), **known) for path, known in said if known], columns=['path', 'emotion', 'speaker', 'gender', 'text_id'])
+    table = pd.DataFrame([dict(path=str(path), **known) for path, known in said if known], columns=['path', 'emotion', 'speaker', 'gender', 'text_id'], dtype=object)
     table = table.assign(label=table.emotion.map(EMOTIONS[corpus]))
     return table.dropna(subset='label').fillna('')
 
-# %% ../nbs/02_corpora.ipynb #f9349af1
+# %% ../nbs/02_corpora.ipynb #87d5fa83
 def read_emodb(root: Path) -> pd.DataFrame:
     "EmoDB (Burkhardt et al. 2005): everything is in the name of the file."
     def facts(path):
@@ -97,7 +97,7 @@ def read_emodb(root: Path) -> pd.DataFrame:
         return dict(emotion=stem[5], speaker=stem[:2], gender='male' if stem[:2] in {'03', '10', '11', '12', '15'} else 'female', text_id=stem[2:5])
     return rows('emodb', root, facts)
 
-# %% ../nbs/02_corpora.ipynb #d9d76085
+# %% ../nbs/02_corpora.ipynb #bdcc4489
 def read_urdu(root: Path) -> pd.DataFrame:
     "URDU (Latif et al. 2018): the folder is the emotion, the first field of the name the speaker."
     def facts(path):
@@ -105,7 +105,7 @@ def read_urdu(root: Path) -> pd.DataFrame:
         return dict(emotion=path.parent.name, speaker=speaker, gender={'M': 'male', 'F': 'female'}.get(speaker[1:2], ''))
     return rows('urdu', root, facts)
 
-# %% ../nbs/02_corpora.ipynb #54b1d5bc
+# %% ../nbs/02_corpora.ipynb #d27462d3
 def read_nemo(root: Path) -> pd.DataFrame:
     "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv."
     about = root / 'data.tsv'
@@ -117,10 +117,10 @@ def read_nemo(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=speaker, gender=gender.get(speaker, ''), text_id=text)
     return rows('nemo', root, facts)
 
-# %% ../nbs/02_corpora.ipynb #7a525130
+# %% ../nbs/02_corpora.ipynb #ef724f5f
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {'emodb': read_emodb, 'nemo': read_nemo, 'urdu': read_urdu}
 
-# %% ../nbs/02_corpora.ipynb #898a8293
+# %% ../nbs/02_corpora.ipynb #a1e8aa64
 def load_corpus(name: str,          # the name of its folder
                 corpora_root: Path, # the folder that holds the corpora's folders
                ) -> Corpus:
@@ -139,7 +139,7 @@ def load_corpus(name: str,          # the name of its folder
     if absent: raise BadInput(f'{manifest}: {len(absent)} of {len(table)} recordings are not in {root}, the first is {absent[0]}')
     return Corpus(name, root, table)
 
-# %% ../nbs/02_corpora.ipynb #028438c6
+# %% ../nbs/02_corpora.ipynb #c868ee96
 def describe(corpus: Corpus) -> pd.DataFrame: # one row
     "How many utterances of each label, how many speakers."
     counts = corpus.table.label.value_counts().reindex(LABELS, fill_value=0)

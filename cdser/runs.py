@@ -6,7 +6,7 @@
 __all__ = ['Recordings', 'open_recordings', 'Parts', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell', 'measure', 'machine',
            'best_device', 'fit', 'grid', 'records', 'recognise']
 
-# %% ../nbs/30_runs.ipynb #bf6ee5de
+# %% ../nbs/30_runs.ipynb #cce9f7bf
 import json, platform, shutil, tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,10 +27,10 @@ from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import check_split, source_split, target_split
 from .train import predict, train
 
-# %% ../nbs/30_runs.ipynb #f886c550
+# %% ../nbs/30_runs.ipynb #2d366ad4
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
 
-# %% ../nbs/30_runs.ipynb #e7316643
+# %% ../nbs/30_runs.ipynb #fb1f2ec2
 @dataclass(frozen=True)
 class Recordings:
     "A corpus and its decoded audio, row for row."
@@ -52,7 +52,7 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root)
     return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds))
 
-# %% ../nbs/30_runs.ipynb #1ecc51e6
+# %% ../nbs/30_runs.ipynb #fcc741bc
 @dataclass(frozen=True)
 class Parts:
     "What a run trains on, validates on and is tested on."
@@ -76,7 +76,7 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
     return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
 
-# %% ../nbs/30_runs.ipynb #ce3ff2d0
+# %% ../nbs/30_runs.ipynb #e0f8e4fa
 @dataclass(frozen=True)
 class Run:
     "A finished run; its files are read when they are asked for."
@@ -101,7 +101,7 @@ class Run:
         "The emotion path of the trained model."
         return from_transformers(Wav2Vec2ForSequenceClassification.from_pretrained(self.folder / 'model'))
 
-# %% ../nbs/30_runs.ipynb #520489e5
+# %% ../nbs/30_runs.ipynb #79a906d1
 class RunStore:
     "A folder of runs, each in a folder named by its id."
     def __init__(self, folder: Path): self.folder = Path(folder)
@@ -126,7 +126,7 @@ class RunStore:
         finally: shutil.rmtree(draft, ignore_errors=True)
         return self[id]
 
-# %% ../nbs/30_runs.ipynb #58d945cd
+# %% ../nbs/30_runs.ipynb #7137c66a
 def run_id(e: Experiment, source: Recordings, target: Recordings) -> str: # 12 hexadecimal digits
     "The name of a run: a hash of the experiment and of the data it is about."
     return content_hash({'experiment': asdict(e), 'data': [source.digest, target.digest]})
@@ -143,7 +143,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-# %% ../nbs/30_runs.ipynb #fe5d6a5e
+# %% ../nbs/30_runs.ipynb #7ba726b3
 def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
     "The numbers that tables are made of; UAR, WAR and recalls on the tested speakers, in [0, 1]."
     test = predictions[predictions.part == 'test']
@@ -157,7 +157,7 @@ def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/30_runs.ipynb #dcde74b0
+# %% ../nbs/30_runs.ipynb #d728ce1d
 def best_device(device: str = 'auto') -> str:
     "'cuda' where there is one, if 'auto'. Raises `BadInput` at what is not to be had."
     if device == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -191,7 +191,7 @@ def fit(e: Experiment,
         to_transformers(model.cpu()).save_pretrained(draft / 'model')
     return store.add(id, write)
 
-# %% ../nbs/30_runs.ipynb #26d34690
+# %% ../nbs/30_runs.ipynb #dec3fe22
 def grid(experiments: list[Experiment],
          corpora_root: Path,
          runs_dir: Path = 'runs',
@@ -214,7 +214,7 @@ def grid(experiments: list[Experiment],
     for _ in tqdm(finished, desc='runs', total=len(jobs), disable=not jobs): pass
     return [store[id] for id in ids]
 
-# %% ../nbs/30_runs.ipynb #4e223e6a
+# %% ../nbs/30_runs.ipynb #a85d5c82
 def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     "The experiments' coordinates beside their results; UAR and WAR in [0, 1] on the tested speakers."
     def row(run):
@@ -224,7 +224,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
 
-# %% ../nbs/30_runs.ipynb #c856f4e9
+# %% ../nbs/30_runs.ipynb #81c56b80
 def recognise(run: Run,
               paths: list[Path],  # audio files
               device: str = 'auto',

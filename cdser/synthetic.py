@@ -10,7 +10,7 @@ __all__ = ['STUDIO_A', 'STUDIO_B', 'STUDIOS', 'PHONES', 'TEXTS', 'EFFECTS', 'FRA
            'microphone_response', 'record', 'generate', 'studio_hash', 'is_written', 'write_files', 'write_studio',
            'write_studios']
 
-# %% ../nbs/03_synthetic.ipynb #7426f3f9
+# %% ../nbs/03_synthetic.ipynb #1a62b4e3
 import hashlib, json, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,15 +21,15 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
 from .config import LABELS, SAMPLE_RATE, BadInput
 
-# %% ../nbs/03_synthetic.ipynb #94e352a8
+# %% ../nbs/03_synthetic.ipynb #3bdcb965
 @dataclass(frozen=True)
 class Studio:
     "All that decides the sound of a generated corpus."
     name: str
     seed: int
     prior: tuple                  # share of each emotion, in the order of LABELS
-    speakers: int = 9             # women and men in turn
-    utterances: int = 216         # of all speakers together
+    speakers: int = 18            # women and men in turn
+    utterances: int = 432         # of all speakers together
     seconds: float = 1.2          # mean duration of an utterance
     acting: float = 1.            # multiplies what an emotion does to the voice
     spread: float = 1.            # multiplies how far speakers and utterances scatter around that
@@ -44,14 +44,15 @@ class Studio:
     microphone: tuple = (0, ())   # tilt in dB an octave; resonances, each (Hz, dB)
     bandwidth: float = 7600.      # Hz; where the recording chain ends
 
-# %% ../nbs/03_synthetic.ipynb #5ca2dc93
-STUDIO_A = Studio('studio_a', seed=11, prior=(.22, .26, .28, .24), acting=1.15)
-STUDIO_B = Studio('studio_b', seed=23, prior=(.28, .22, .22, .28), acting=1.,
-                  female_hz=(165, 220), male_hz=(90, 125), tract=(.97, 1.08), room=(.3, .15), noise_db=(25, -4),
-                  microphone=(-1., ((900, 4), (2600, -4))), bandwidth=3800.)
+# %% ../nbs/03_synthetic.ipynb #fb07830b
+STUDIO_A = Studio('studio_a', seed=11, prior=(.22, .26, .28, .24), acting=1.9, spread=.7)
+STUDIO_B = Studio('studio_b', seed=23, prior=(.28, .22, .22, .28), acting=1.7, spread=.7,
+                  female_hz=(150, 200), male_hz=(85, 115), tract=(.97, 1.08), tempo=(.8, .94), corner=(1000, 1600),
+                  breath=(-35, -29), room=(.4, .2), noise_db=(20, -4), microphone=(-8., ((900, 4), (2600, -4))),
+                  bandwidth=3800.)
 STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B)}
 
-# %% ../nbs/03_synthetic.ipynb #edc7bf8e
+# %% ../nbs/03_synthetic.ipynb #d1a53dce
 def label_counts(studio: Studio) -> np.ndarray: # (4,) int, utterances of each emotion; they sum to studio.utterances
     "Share utterances out by the prior (largest remainder). Raises `BadInput` where a speaker would lack an emotion."
     if len(studio.prior) != len(LABELS) or min(studio.prior) <= 0 or abs(sum(studio.prior) - 1) > 1e-6:
@@ -64,7 +65,7 @@ def label_counts(studio: Studio) -> np.ndarray: # (4,) int, utterances of each e
                        f'emotion; use at least {int(np.ceil(studio.speakers / min(studio.prior))) + 1}')
     return counts
 
-# %% ../nbs/03_synthetic.ipynb #7e6f060b
+# %% ../nbs/03_synthetic.ipynb #5e402d2d
 PHONES = pd.DataFrame.from_dict(orient='index', columns=['f1', 'f2', 'f3', 'voice', 'noise', 'peak', 'seconds'], data={
     #     Hz   Hz    Hz   voice noise  Hz    s
     'a': (730, 1150, 2440, 1.0, .00, 4000, .135), 'e': (480, 1900, 2550, 1.0, .00, 4000, .125),
@@ -79,7 +80,7 @@ PHONES = pd.DataFrame.from_dict(orient='index', columns=['f1', 'f2', 'f3', 'voic
     'b': (350,  950, 2300, .35, .14,  800, .014), '=': (400, 1500, 2500, .00, .00, 4000, .055),
     '-': (220, 1400, 2400, .14, .00, 4000, .050), '_': (500, 1450, 2450, .00, .00, 4000, .110)})
 
-# %% ../nbs/03_synthetic.ipynb #b3aca240
+# %% ../nbs/03_synthetic.ipynb #e5d62ac5
 TEXTS = ("m'alen_-d'u=tisa", "=k'asu_nel'omi-da", "ʃ'enu=ta_l'ami", "-b'olise_=k'anu", "f'amu-de_s'ina=to",
          "j'alo=ti_m'e-duna", "n'izo_=p'alə=k'umi", "l'u=ka_ʃ'imen'o")
 
@@ -88,7 +89,7 @@ def phones_of(text: str) -> tuple[np.ndarray, np.ndarray]: # (phones,) int, rows
     accented = [before == "'" for before, phone in zip('_' + text, text) if phone != "'"]
     return PHONES.index.get_indexer(list('_' + text.replace("'", '') + '_')), np.array([False, *accented, False])
 
-# %% ../nbs/03_synthetic.ipynb #0a49aae6
+# %% ../nbs/03_synthetic.ipynb #2e3b31c1
 def draw_speakers(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # one row a speaker
     "The voices of a studio."
     n, female = studio.speakers, np.arange(studio.speakers) % 2 == 0
@@ -104,7 +105,7 @@ def draw_speakers(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # o
         corner=between(studio.corner),                                         # Hz, f_a of the glottal source below
         breath=rng.uniform(*studio.breath, n)))                                 # dB, aspiration re glottal pulses
 
-# %% ../nbs/03_synthetic.ipynb #a5893446
+# %% ../nbs/03_synthetic.ipynb #1768cad7
 EFFECTS = pd.DataFrame.from_dict(orient='index', data={
     #              pitch range slope rate energy tilt jitter breath
     'ang':         ( 2.5,  .6, -4.0,  .22,  4.0,  1.3,  1.2, -4.0),
@@ -115,7 +116,7 @@ EFFECTS = pd.DataFrame.from_dict(orient='index', data={
     'style':       (  .6,  .2,   .6,  .05,   .7,   .2,   .2,  1.2), # of a speaker's own way with an emotion
 }, columns=['pitch', 'range', 'slope', 'rate', 'energy', 'tilt', 'jitter', 'breath'])
 
-# %% ../nbs/03_synthetic.ipynb #fd7beace
+# %% ../nbs/03_synthetic.ipynb #45ec13c5
 def draw_performances(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # one row an utterance
     "Who says which sentence with which emotion, and what that does to the voice: the columns of speakers and EFFECTS."
     n, columns = studio.utterances, EFFECTS.columns
@@ -132,7 +133,7 @@ def draw_performances(studio: Studio, rng: np.random.Generator) -> pd.DataFrame:
     table.insert(0, 'text', (first[who] + np.arange(n) // studio.speakers) % len(TEXTS))
     return table.sort_values('speaker', kind='stable', ignore_index=True)
 
-# %% ../nbs/03_synthetic.ipynb #4c2324ed
+# %% ../nbs/03_synthetic.ipynb #b9f22d8f
 FRAME_RATE = 125                 # Hz, of everything the articulators do
 HOP = SAMPLE_RATE // FRAME_RATE  # samples a frame
 CHUNK = 32                       # utterances synthesised at a time
@@ -143,7 +144,7 @@ def to_samples(frames: np.ndarray, # (batch, frames)
     step = np.diff(frames, axis=1, append=frames[:, -1:])
     return (frames[..., None] + step[..., None] * (np.arange(HOP) / HOP)).reshape(len(frames), -1)
 
-# %% ../nbs/03_synthetic.ipynb #9f60b92c
+# %% ../nbs/03_synthetic.ipynb #98232526
 MEAN_SECONDS = float(np.mean([PHONES.seconds.to_numpy()[phones_of(text)[0]].sum() for text in TEXTS])) # of a sentence
 
 def draw_durations(cast: pd.DataFrame, # (batch) performances
@@ -163,7 +164,7 @@ def draw_durations(cast: pd.DataFrame, # (batch) performances
     allowed = np.clip(total / MEAN_SECONDS, 2 / 3, 1.5) * studio.seconds
     return phones, accented, seconds * allowed / total
 
-# %% ../nbs/03_synthetic.ipynb #e9b15946
+# %% ../nbs/03_synthetic.ipynb #dee9ca80
 def draw_tracks(phones: np.ndarray,  # (batch, n) int, rows of PHONES
                 seconds: np.ndarray, # (batch, n)
                ) -> dict:            # column of PHONES -> (batch, frames)
@@ -176,7 +177,7 @@ def draw_tracks(phones: np.ndarray,  # (batch, n) int, rows of PHONES
     return {name: gaussian_filter1d(PHONES[name].to_numpy()[phone], s * FRAME_RATE, axis=1, mode='nearest')
             for name, s in inertia.items()}
 
-# %% ../nbs/03_synthetic.ipynb #30a6c7b1
+# %% ../nbs/03_synthetic.ipynb #a6c5a413
 def draw_f0(cast: pd.DataFrame,   # (batch) performances
             accented: np.ndarray, # (batch, n) bool
             seconds: np.ndarray,  # (batch, n)
@@ -194,7 +195,7 @@ def draw_f0(cast: pd.DataFrame,   # (batch) performances
     base = np.log(cast.hz.to_numpy()) + cast.pitch.to_numpy() * np.log(2) / 12
     return np.exp(base[:, None] + wide * (phrase + accents) + slope)
 
-# %% ../nbs/03_synthetic.ipynb #98929daf
+# %% ../nbs/03_synthetic.ipynb #668ffa92
 def pulse_train(f0: np.ndarray,   # (batch, samples) Hz
                ) -> np.ndarray:   # (batch, samples), power density that of white noise of unit variance
     "Band-limited glottal pulses: the sum of all harmonics of `f0` below 0.49 of the sampling rate."
@@ -205,7 +206,7 @@ def pulse_train(f0: np.ndarray,   # (batch, samples) Hz
     pulses = np.where(np.abs(below) < 1e-5, harmonics, (kernel - 1) / 2)
     return (pulses * np.sqrt(2 * f0 / top)).astype(np.float32)
 
-# %% ../nbs/03_synthetic.ipynb #0aab0faa
+# %% ../nbs/03_synthetic.ipynb #9b4934c7
 def glottal_spectrum(f: np.ndarray,      # (bins) Hz
                      hz: np.ndarray,     # (batch, 1) resting pitch
                      corner: np.ndarray, # (batch, 1) Hz, where the second fall begins
@@ -214,7 +215,7 @@ def glottal_spectrum(f: np.ndarray,      # (bins) Hz
     ratio = f / (1.5 * hz)
     return ratio / (1 + ratio ** 2) / np.sqrt(1 + (f / corner) ** 2)
 
-# %% ../nbs/03_synthetic.ipynb #cd31d89f
+# %% ../nbs/03_synthetic.ipynb #6e717992
 def vocal_tract(f: np.ndarray,        # (bins) Hz
                 formants: np.ndarray, # (batch, frames, 5) Hz
                ) -> np.ndarray:       # (batch, frames, bins) complex gain
@@ -226,7 +227,7 @@ def vocal_tract(f: np.ndarray,        # (bins) Hz
         poles *= (1 - (f / centre) ** 2) + 1j * f * (bandwidth / centre ** 2)
     return 1 / poles
 
-# %% ../nbs/03_synthetic.ipynb #18e64236
+# %% ../nbs/03_synthetic.ipynb #bbf1be76
 WINDOW, FFT = 2 * HOP, 4 * HOP                           # samples: 16 ms of signal, as much again for the ringing
 BINS = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)             # Hz
 
@@ -246,7 +247,7 @@ def overlap_add(spectra: np.ndarray, # (batch, frames, bins) complex
     for i in range(FFT // HOP): out[:, i:i + pieces.shape[1]] += pieces[:, :, i]
     return out.reshape(len(out), -1)[:, WINDOW // 2:WINDOW // 2 + pieces.shape[1] * HOP]
 
-# %% ../nbs/03_synthetic.ipynb #0c23edcd
+# %% ../nbs/03_synthetic.ipynb #18e3235b
 def voice(cast: pd.DataFrame, # (batch) performances
           studio: Studio, rng: np.random.Generator,
          ) -> tuple[np.ndarray, np.ndarray]: # (batch, samples) float32 of unit power; (batch,) int, samples of each
@@ -272,7 +273,7 @@ def voice(cast: pd.DataFrame, # (batch) performances
     speech *= np.arange(speech.shape[1]) < lengths[:, None]
     return speech * np.sqrt(lengths / (speech ** 2).sum(1))[:, None].astype(np.float32), lengths
 
-# %% ../nbs/03_synthetic.ipynb #e0f03bca
+# %% ../nbs/03_synthetic.ipynb #039261d9
 def room_response(studio: Studio, batch: int, rng: np.random.Generator) -> np.ndarray: # (batch, samples)
     "Impulse responses of a room: the direct sound and a decaying diffuse tail."
     rt60, wet = studio.room
@@ -281,7 +282,7 @@ def room_response(studio: Studio, batch: int, rng: np.random.Generator) -> np.nd
     tail *= np.sqrt(wet / (tail ** 2).sum(1, keepdims=True))
     return np.concatenate([np.full((batch, 1), np.sqrt(1 - wet)), tail], axis=1).astype(np.float32)
 
-# %% ../nbs/03_synthetic.ipynb #9e8c5e1b
+# %% ../nbs/03_synthetic.ipynb #0f921281
 def microphone_response(studio: Studio,
                         f: np.ndarray, # (bins) Hz
                        ) -> np.ndarray: # (bins) gain
@@ -291,7 +292,7 @@ def microphone_response(studio: Studio,
     db = tilt * octaves + sum(gain * np.exp(-(2 * (octaves - np.log2(hz / 1000))) ** 2) for hz, gain in resonances)
     return 10 ** (db / 20) / np.sqrt((1 + (f / studio.bandwidth) ** 16) * (1 + (60 / np.maximum(f, 1.)) ** 4))
 
-# %% ../nbs/03_synthetic.ipynb #7840bb5b
+# %% ../nbs/03_synthetic.ipynb #275a6c78
 def record(speech: np.ndarray,  # (batch, samples) of unit power
            lengths: np.ndarray, # (batch,) int
            energy: np.ndarray,  # (batch,) dB re neutral
@@ -311,7 +312,7 @@ def record(speech: np.ndarray,  # (batch, samples) of unit power
     gains = [min(r / np.sqrt((x ** 2).mean()), .95 / np.abs(x).max()) for x, r in zip(cut, loudness)]
     return [(x * gain).astype(np.float32) for x, gain in zip(cut, gains)]
 
-# %% ../nbs/03_synthetic.ipynb #77feee98
+# %% ../nbs/03_synthetic.ipynb #6452ca49
 WORDS = dict(zip(LABELS, ('anger', 'happiness', 'neutral', 'sadness'))) # what the studios call them
 
 def generate(studio: Studio) -> tuple[list[np.ndarray], pd.DataFrame]: # float32 waveforms at 16 kHz; their table
@@ -330,7 +331,7 @@ def generate(studio: Studio) -> tuple[list[np.ndarray], pd.DataFrame]: # float32
         gender=cast.gender, text_id=text_id, duration_s=[len(x) / SAMPLE_RATE for x in waveforms],
         sample_rate=SAMPLE_RATE))
 
-# %% ../nbs/03_synthetic.ipynb #e2b0b5c1
+# %% ../nbs/03_synthetic.ipynb #191a14e3
 VERSION = 1 # of the synthesiser; to be raised whenever the same Studio would sound different
 
 def studio_hash(studio: Studio) -> str: # 64 hexadecimal digits
@@ -342,7 +343,7 @@ def is_written(studio: Studio, folder: Path) -> bool:
     record = folder / 'studio.json'
     return record.is_file() and json.loads(record.read_text(encoding='utf-8'))['hash'] == studio_hash(studio)
 
-# %% ../nbs/03_synthetic.ipynb #be0d973b
+# %% ../nbs/03_synthetic.ipynb #a0f022f5
 def write_files(studio: Studio, folder: Path) -> None:
     "Write audio (PCM16 WAV), manifest and record of a studio into an empty folder."
     (folder / 'audio').mkdir()
@@ -353,7 +354,7 @@ def write_files(studio: Studio, folder: Path) -> None:
     record = json.dumps(dict(hash=studio_hash(studio), version=VERSION, studio=asdict(studio)), indent=1)
     (folder / 'studio.json').write_text(record + '\n', encoding='utf-8')
 
-# %% ../nbs/03_synthetic.ipynb #5dd189ab
+# %% ../nbs/03_synthetic.ipynb #e8494dee
 def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>/<name>
     "Write a studio whole or not at all, unless it is there already. Raises `BadInput` over a folder it did not write."
     folder = Path(root) / studio.name
@@ -371,5 +372,5 @@ def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>
     return folder
 
 def write_studios(root: str | Path, **overrides) -> list[Path]: # the folders of studio_a and studio_b
-    "Write both studios, with fields of `Studio` replaced where given (such as `utterances=72`)."
+    "Write both studios, with fields of `Studio` replaced where given (such as `utterances=96`)."
     return [write_studio(replace(studio, **overrides), root) for studio in STUDIOS.values()]

@@ -1,6 +1,7 @@
 "From files to rows: readers on the released layouts, manifests, bad recordings, and the store of decoded audio."
 import hashlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from cdser.config import LABELS, BadInput
 from cdser.corpora import load_corpus, read_manifest, write_manifest
 from cdser.splits import audit, hold_out, source_split, target_split
 
+MANIFESTS = Path(__file__).parent.parent / 'data_manifests'
 TONE = (.1 * np.sin(np.arange(8000) * .1)).astype(np.float32)
 
 # name -> what its reader must find there: path in the released layout -> label and speaker, None: not one of the four emotions
@@ -50,6 +52,14 @@ def test_a_reader_counts_what_the_real_corpus_holds(name, real_corpora):
     if counts: assert tuple(found[label] for label in LABELS) == counts
     else: assert len(table) == 1534 and set(found) == set(LABELS)
     assert table.speaker.nunique() == speakers
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_a_reader_says_what_the_manifest_of_the_release_says(name, real_corpora):
+    known = read_manifest(MANIFESTS / f'{name}.csv')
+    facts = lambda table: dict(zip(table.path.map(lambda path: Path(path).stem), zip(table.label, table.speaker, table.gender, table.text_id)))
+    said, released = facts(load_corpus(name, real_corpora).table), facts(known)
+    assert len(said) > 300 and all(released[stem] == said[stem] for stem in said)
 
 
 @pytest.mark.parametrize('name', COUNTS)

@@ -13,7 +13,7 @@ from cdser.config import LABELS, SAMPLE_RATE, BadInput
 from cdser.corpora import COLUMNS, check_table, load_corpus
 from cdser.synthetic import STUDIO_A, STUDIO_B, STUDIOS, generate, label_counts, write_studio, write_studios
 
-SMALL = replace(STUDIO_A, utterances=48)
+SMALL = replace(STUDIO_A, speakers=9, utterances=48)
 
 
 def contents(folder) -> dict: # name -> hash
@@ -39,27 +39,27 @@ def test_every_field_is_heard_and_changes_the_hash(changed):
 
 @pytest.mark.parametrize('studio', STUDIOS.values(), ids=STUDIOS)
 def test_waveforms_are_sound(studio):
-    waveforms, table = generate(replace(studio, utterances=72))
+    waveforms, table = generate(replace(studio, speakers=9, utterances=72))
     assert len(waveforms) == len(table) == 72
     for x, seconds in zip(waveforms, table.duration_s):
         assert x.dtype == np.float32 and np.isfinite(x).all() and len(x) == round(seconds * SAMPLE_RATE)
         assert .02 < np.abs(x).max() <= .951 and x.std() > .005 # neither clipped nor silent
-    assert table.duration_s.between(.79, 1.81).all() and abs(table.duration_s.mean() - studio.seconds) < .15
+    assert table.duration_s.between(.79, 1.81).all() and abs(table.duration_s.mean() * np.mean(studio.tempo) - studio.seconds) < .15
 
 
 @pytest.mark.parametrize('studio', STUDIOS.values(), ids=STUDIOS)
-@pytest.mark.parametrize('utterances', [72, 216])
+@pytest.mark.parametrize('utterances', [96, 432])
 def test_labels_follow_the_prior_and_every_speaker_says_every_emotion(studio, utterances):
     studio = replace(studio, utterances=utterances)
     cast = synthetic.draw_performances(studio, np.random.default_rng(studio.seed))
     assert cast.label.value_counts().reindex(LABELS).tolist() == label_counts(studio).tolist()
     assert np.abs(label_counts(studio) - np.array(studio.prior) * utterances).max() < 1
     table = pd.crosstab(cast.speaker, cast.label)
-    assert table.shape == (9, 4) and (table > 0).all(axis=None) and np.ptp(table.sum(axis=1)) <= 1
+    assert table.shape == (18, 4) and (table > 0).all(axis=None) and np.ptp(table.sum(axis=1)) <= 1
 
 
 def test_a_written_studio_is_a_corpus_like_any_other(tmp_path):
-    folders = write_studios(tmp_path, utterances=72)
+    folders = write_studios(tmp_path, speakers=9, utterances=72)
     assert [f.name for f in folders] == ['studio_a', 'studio_b']
     corpora = [load_corpus(f.name, tmp_path) for f in folders]
     for corpus in corpora:
@@ -115,7 +115,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     assert (tmp_path / 'studio_a' / 'mine.wav').read_bytes() == b'mine'
 
 
-@pytest.mark.parametrize('wrong, message', [(dict(utterances=20), 'utterances: 20 are too few for 9 speakers'),
+@pytest.mark.parametrize('wrong, message', [(dict(utterances=20), 'utterances: 20 are too few for 18 speakers'),
                                             (dict(prior=(.5, .5)), 'prior'), (dict(prior=(.4, .4, .4, -.2)), 'prior')])
 def test_an_impossible_studio_is_refused_and_writes_nothing(tmp_path, wrong, message):
     with pytest.raises(BadInput, match=message): write_studio(replace(STUDIO_A, **wrong), tmp_path)
@@ -124,7 +124,7 @@ def test_an_impossible_studio_is_refused_and_writes_nothing(tmp_path, wrong, mes
 
 def test_memory_is_modest():
     tracemalloc.start()
-    generate(replace(STUDIO_B, utterances=72))
+    generate(replace(STUDIO_B, speakers=9, utterances=72))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 400e6

@@ -24,7 +24,7 @@ def trained(e: Experiment, source: Recordings, target: Recordings):
     "The weights and the history of a training on one thread."
     torch.set_num_threads(1)
     parts, model = make_parts(e, source, target), build(e)
-    history, best = train(e, model, parts.training, parts.valid, parts.test, progress=False)
+    history, best = train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     return model.state_dict(), history, best, parts
 
 
@@ -57,7 +57,7 @@ def test_shuffling_hidden_target_labels_leaves_the_weights_bit_identical(recordi
     e = replace(TINY, setup=setup, weights=METHODS[method], epochs=1)
     weights, history, best, _ = trained(e, source, target)
     parts, model = relabelled(target, np.arange(len(target.store)), e, source), build(e)
-    again, best_again = train(e, model, parts.training, parts.valid, parts.test, progress=False)
+    again, best_again = train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     assert same(weights, model.state_dict()) and best == best_again
     assert history.test_uar.tolist() != again.test_uar.tolist() # the labels did change, where they are only reported
 
@@ -66,7 +66,7 @@ def test_visible_target_labels_do_change_the_weights(recordings):
     source, target = recordings
     e = replace(TINY, setup='labelled_target', epochs=1)
     parts, model = relabelled(target, np.arange(len(target.store)), e, source), build(e)
-    train(e, model, parts.training, parts.valid, parts.test, progress=False)
+    train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     assert not same(trained(e, source, target)[0], model.state_dict())
 
 
