@@ -6,7 +6,8 @@ RUN := .venv/bin
 .DEFAULT_GOAL := reproduce
 
 reproduce: .venv/ready ## every table and figure on generated speech, into paper_figures/demo
-	$(RUN)/python -m cdser.reproduce
+	mkdir -p paper_figures/demo
+	$(RUN)/papermill --log-output --no-progress-bar nbs/90_reproduce.ipynb paper_figures/demo/90_reproduce.ipynb
 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
 	$(RUN)/nbdev_test --path nbs --n_workers 2

@@ -7,23 +7,23 @@ __all__ = ['LABELS', 'HIDDEN', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PROPOS
            'BadInput', 'check_choice', 'Setup', 'without', 'Experiment', 'check_experiment', 'content_hash',
            'method_name', 'from_dict', 'main_experiments', 'ablation_experiments', 'spread', 'Profile', 'parse_pairs']
 
-# %% ../nbs/00_config.ipynb #3fab04ff
+# %% ../nbs/00_config.ipynb #2f952947
 import hashlib, json
 from dataclasses import dataclass, field, asdict, fields, replace
 
-# %% ../nbs/00_config.ipynb #d5b225e2
+# %% ../nbs/00_config.ipynb #ef2bdaaf
 LABELS = ('ang', 'hap', 'neu', 'sad')
 HIDDEN = -1          # the class index of a label that may not be seen
 SAMPLE_RATE = 16_000 # Hz; what Wav2Vec2 is trained on
 
-# %% ../nbs/00_config.ipynb #458e37a6
+# %% ../nbs/00_config.ipynb #a762bf75
 AUGMENTATIONS = ('noise', 'reverberation', 'pitch', 'speed', 'filtering', 'masking')
 
-# %% ../nbs/00_config.ipynb #3f938741
+# %% ../nbs/00_config.ipynb #a465db5e
 class BadInput(ValueError):
     "Input that the user can mend: the message names the file, row or parameter, what was expected, and what to do."
 
-# %% ../nbs/00_config.ipynb #3f305393
+# %% ../nbs/00_config.ipynb #a3e8a21a
 def check_choice(name: str,  # the parameter, for the message
                  value,      # what was given
                  choices,    # what is possible
@@ -31,7 +31,7 @@ def check_choice(name: str,  # the parameter, for the message
     "Raise `BadInput` unless `value` is one of `choices`."
     if value not in choices: raise BadInput(f'{name}: {value!r} is not known; use one of {", ".join(map(str, choices))}')
 
-# %% ../nbs/00_config.ipynb #8899b013
+# %% ../nbs/00_config.ipynb #9699353d
 @dataclass(frozen=True)
 class Setup:
     "Which corpora are trained on, and whether the target's labels may be seen."
@@ -44,7 +44,7 @@ SETUPS = {'source_only':       Setup(source=True,  target=False, target_labels=F
           'labelled_target':   Setup(source=True,  target=True,  target_labels=True),
           'target_only':       Setup(source=False, target=True,  target_labels=True)}
 
-# %% ../nbs/00_config.ipynb #8859fcbc
+# %% ../nbs/00_config.ipynb #1031c956
 PROPOSED = {'emotion': 1., 'augmentation': .1, 'contrastive': .5, 'information': .5}
 
 def without(*terms: str) -> dict: # the remaining weights
@@ -57,7 +57,7 @@ METHODS = {'proposed': PROPOSED,
            'no_information': without('information'),
            'emotion_only': {'emotion': 1.}}
 
-# %% ../nbs/00_config.ipynb #7be50643
+# %% ../nbs/00_config.ipynb #0e3a5931
 @dataclass(frozen=True)
 class Experiment:
     "All that decides a run's outcome, but for the audio itself."
@@ -88,7 +88,7 @@ class Experiment:
     clip_norm: float = 1.             # largest norm of the gradient
     max_seconds: float = 15.          # longer utterances are cut when read
 
-# %% ../nbs/00_config.ipynb #fb39f18f
+# %% ../nbs/00_config.ipynb #f3167058
 def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
     "Raise `BadInput` where a field of `e` cannot be meant."
     check_choice('setup', e.setup, SETUPS)
@@ -105,7 +105,7 @@ def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
     if e.views > 1 and not e.augmentations: raise BadInput('augmentations: further views need at least one')
     return e
 
-# %% ../nbs/00_config.ipynb #e867e8a6
+# %% ../nbs/00_config.ipynb #f4ce57e0
 def content_hash(value) -> str: # 12 hexadecimal digits
     "A hash of anything that JSON can write, independent of the order of keys."
     text = json.dumps(value, sort_keys=True, separators=(',', ':'))
@@ -120,7 +120,7 @@ def from_dict(d: dict) -> Experiment:
     "The experiment that `asdict` wrote, as JSON brings it back."
     return Experiment(**{**d, 'augmentations': tuple(d['augmentations'])})
 
-# %% ../nbs/00_config.ipynb #93272963
+# %% ../nbs/00_config.ipynb #673da9d4
 ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
         ('labelled_target', 'proposed'), ('target_only', 'emotion_only')) # (setup, method) of the main table
 ABLATIONS = ('no_augmentation', 'no_contrastive', 'no_information')
@@ -143,22 +143,23 @@ def spread(e: Experiment) -> Experiment:
     "The same on the fold that its seed is to test, so that as many seeds as folds test every target speaker once."
     return replace(e, fold=e.seed % e.folds)
 
-# %% ../nbs/00_config.ipynb #99d15c80
+# %% ../nbs/00_config.ipynb #2c98fc92
 @dataclass(frozen=True)
 class Profile:
     "Defaults of `90_reproduce` for one kind of machine and data."
     pairs: str       # 'source>target,source>target'
     seeds: int       # how many
+    ablation: int    # on how many of them the ablation is run
     settings: dict   # fields of Experiment that differ from their defaults
 
 PROFILES = {
-    'demo': Profile('studio_a>studio_b,studio_b>studio_a', 3, dict(epochs=7, batch_seconds=6.4, max_seconds=.8)),
-    'open': Profile('emodb>urdu,urdu>emodb', 3, dict()),
-    'paper': Profile('iemocap>msp_improv,msp_improv>iemocap', 5,
+    'demo': Profile('studio_a>studio_b,studio_b>studio_a', 5, 3, dict(epochs=5, batch_seconds=6.4, max_seconds=.8)),
+    'open': Profile('emodb>urdu,urdu>emodb', 3, 3, dict()),
+    'paper': Profile('iemocap>msp_improv,msp_improv>iemocap', 5, 5,
                      dict(encoder='facebook/wav2vec2-base', freeze_front_end=True, folds=5, encoder_lr=3e-5,
                           head_lr=1e-3, batch_seconds=160., patience=5))}
 
-# %% ../nbs/00_config.ipynb #7c19c571
+# %% ../nbs/00_config.ipynb #da47e2e7
 def parse_pairs(pairs: str) -> list[tuple[str, str]]: # (source, target)
     "Read 'a>b,b>a'. Raises `BadInput` where a pair is not two different names joined by '>'."
     found = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]

@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'ABLATION_ROWS', 'SETUP_COLOURS', 'EMOTION_COLOURS', 'SETUP_N
            'table2', 'with_interval', 'readable', 'markdown', 'write_table', 'style', 'save_figure', 'figure_table1',
            'figure_architecture', 'projection', 'figure_embeddings', 'figure_training', 'curves', 'figure_confusion']
 
-# %% ../nbs/31_report.ipynb #a40d2cbc
+# %% ../nbs/31_report.ipynb #bbc0a9a0
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl
@@ -22,7 +22,7 @@ from .config import ABLATIONS, LABELS, PROPOSED, ROWS, BadInput, method_name
 from .evaluate import confusion, interval, paired_interval
 from .runs import Run
 
-# %% ../nbs/31_report.ipynb #8002b00e
+# %% ../nbs/31_report.ipynb #424a81bc
 KEYS = ['source', 'target', 'setup', 'method']
 
 def cell(records: pd.DataFrame, # of runs.records
@@ -39,7 +39,7 @@ def pairs_of(records: pd.DataFrame) -> list[tuple[str, str]]: # (source, target)
     "The pairs of corpora that occur."
     return list(records[['source', 'target']].drop_duplicates().itertuples(index=False, name=None))
 
-# %% ../nbs/31_report.ipynb #24fd9b75
+# %% ../nbs/31_report.ipynb #82028f88
 def summarise(runs: pd.DataFrame, baseline: pd.DataFrame, name: str) -> dict:
     "Mean UAR with its interval and the paired difference to a baseline, in percent; what stands behind them."
     pairing = ['seed', 'fold']
@@ -56,17 +56,18 @@ def table1(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([summarise(cell(records, *pair, *row), cell(records, *pair, *ROWS[0]), 'gain')
                          for pair in pairs_of(records) for row in ROWS])
 
-# %% ../nbs/31_report.ipynb #92306ad8
+# %% ../nbs/31_report.ipynb #717e55ca
 ABLATION_ROWS = (('unlabelled_target', 'proposed'), *(('unlabelled_target', method) for method in ABLATIONS), ROWS[0])
 
 def table2(records: pd.DataFrame) -> pd.DataFrame:
     "The ablation, for every pair that has one. Raises `BadInput` where none has."
     ablated = records[records.method.isin(ABLATIONS)]
+    records = records[records.seed.isin(ablated.seed)]
     if not len(ablated): raise BadInput(f'runs: none has a method of the ablation, {", ".join(ABLATIONS)}')
     return pd.DataFrame([summarise(cell(records, *pair, *row), cell(records, *pair, *ABLATION_ROWS[0]), 'change')
                          for pair in pairs_of(ablated) for row in ABLATION_ROWS])
 
-# %% ../nbs/31_report.ipynb #a316cfe9
+# %% ../nbs/31_report.ipynb #e10b434f
 def with_interval(table: pd.DataFrame, prefix: str, sign: str = '') -> pd.Series: # of text
     "'55.1 (51.0 to 59.2)' of each row; the mean alone where one run stands behind it."
     def text(mean, low, high):
@@ -101,7 +102,7 @@ def write_table(table: pd.DataFrame,
     (folder / f'{name}.md').write_text(f'{caption}\n\n{markdown(readable(table))}', encoding='utf-8')
     return folder / f'{name}.csv'
 
-# %% ../nbs/31_report.ipynb #a52672b0
+# %% ../nbs/31_report.ipynb #b74de9b5
 SETUP_COLOURS = dict(source_only='#999999', unlabelled_target='#0072B2', labelled_target='#56B4E9', target_only='#000000')
 EMOTION_COLOURS = dict(zip(LABELS, ('#D55E00', '#E69F00', '#009E73', '#0072B2')))
 SETUP_NAMES = dict(source_only='source only', unlabelled_target='proposed, unlabelled target',
@@ -125,7 +126,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]: # the tw
         figure.savefig(svg, bbox_inches='tight', metadata={'Date': None})
     return [png, svg]
 
-# %% ../nbs/31_report.ipynb #4ed0ee01
+# %% ../nbs/31_report.ipynb #fa07b8ce
 def figure_table1(table: pd.DataFrame, # of `table1`
                  ) -> Figure:
     "Mean UAR of every setup with its interval, a panel a pair, and chance as a line."
@@ -144,7 +145,7 @@ def figure_table1(table: pd.DataFrame, # of `table1`
                      yticks=range(len(ROWS)), yticklabels=[SETUP_NAMES[setup] for setup in rows.setup])
     return figure
 
-# %% ../nbs/31_report.ipynb #8205511d
+# %% ../nbs/31_report.ipynb #077946db
 def figure_architecture(weights: dict = PROPOSED, # loss term -> weight
                        ) -> Figure:
     "The way from waveforms to the loss."
@@ -168,7 +169,7 @@ def figure_architecture(weights: dict = PROPOSED, # loss term -> weight
     box(30, 7, 13, 4, 'convolutions')
     for i in range(3): box(30, 13 + 4 * i, 10, 3.2, f'layer {("1", "…", "L")[i]}')
     arrow(36.5, 11, 36.5, 12.8)
-    box(47, 11.5, 10.5, 10, 'layer mix,\n$\\sum_\\ell w_\\ell h_\\ell$,\nthen the mean over\nreal frames')
+    box(47, 11.5, 10.5, 10, 'layer mix\n$\\Sigma\\, w_\\ell\\, h_\\ell$\nmean over the\nreal frames')
     for i in range(3): arrow(40, 14.6 + 4 * i, 46.8, 16.5)
     heads = (('emotion', 'emotion', 'cross entropy, where labelled'), ('augmentation', 'augmentation', 'which one made the view'),
              ('contrastive', 'projection', 'NT-Xent over the views'), ('information', 'emotion', 'sure of each, spread over all'))
@@ -179,7 +180,7 @@ def figure_architecture(weights: dict = PROPOSED, # loss term -> weight
         arrow(57.5, 16.5, 60.2, y + 1.8)
     return figure
 
-# %% ../nbs/31_report.ipynb #c8860b5f
+# %% ../nbs/31_report.ipynb #5f5d46ce
 def projection(run: Run) -> pd.DataFrame: # x, y, label, corpus, a row an utterance
     "Validating and tested utterances of a run in two dimensions."
     z = StandardScaler().fit_transform(run.embeddings)
@@ -205,7 +206,7 @@ def figure_embeddings(before: Run, after: Run) -> Figure:
             grid[0, column].set_title(f'{title} adaptation: {SETUP_NAMES[e.setup]}\n{e.source} → {e.target}, seed {e.seed}')
     return figure
 
-# %% ../nbs/31_report.ipynb #e1d230c9
+# %% ../nbs/31_report.ipynb #1d678491
 def figure_training(runs: list[Run], # of one pair
                    ) -> Figure:
     "UAR by epoch of every setup, and the terms of the adapted runs' loss; thin lines are runs, thick ones their means."
@@ -235,7 +236,7 @@ def curves(axes, histories: list[pd.Series], colour: str, name: str) -> None:
     for history in histories: axes.plot(history, color=colour, lw=.6, alpha=.4)
     axes.plot(pd.concat(histories, axis=1).dropna().mean(axis=1), color=colour, lw=1.8, label=name)
 
-# %% ../nbs/31_report.ipynb #017aaa55
+# %% ../nbs/31_report.ipynb #00faf7b7
 def figure_confusion(runs: list[Run]) -> Figure:
     "A row of panels a pair, a panel a setup, in percent of the true emotion's utterances."
     cells = {}
