@@ -8,8 +8,10 @@ config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 settings = config['DEFAULT']
 
+pythons = [f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)]
 setup(name=settings['lib_name'], version=settings['version'], description=settings['description'],
       long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-      author=settings['author'], license='Apache-2.0', keywords=settings['keywords'].split(), packages=['cdser'],
+      author=settings['author'], license='Apache-2.0', classifiers=pythons, url=settings['git_url'],
+      entry_points={}, keywords=settings['keywords'].split(), packages=['cdser'],
       python_requires='>=' + settings['min_python'], install_requires=settings['requirements'].split(),
       extras_require={'notebooks': settings['notebook_requirements'].split(), 'dev': settings['dev_requirements'].split()})

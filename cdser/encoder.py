@@ -6,14 +6,14 @@
 __all__ = ['NANO', 'real', 'normalise', 'frame_lengths', 'masked_mean', 'uses_mask', 'load_backbone', 'in_patches',
            'patch_front_end', 'LayerMix', 'Encoder']
 
-# %% ../nbs/11_encoder.ipynb #932deded
+# %% ../nbs/11_encoder.ipynb #c2ed51a3
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 from .config import BadInput, SAMPLE_RATE
 
-# %% ../nbs/11_encoder.ipynb #8bdefdc7
+# %% ../nbs/11_encoder.ipynb #e01071e2
 def real(lengths: Tensor, # (batch,) int64, on the CPU
          size: int,       # samples or frames of the padded row
          device=None,     # where the mask is wanted
@@ -29,7 +29,7 @@ def normalise(waveforms: Tensor, # (batch, samples) float
     centred = (waveforms - waveforms.sum(1, keepdim=True) / n) * mask
     return centred / (centred.square().sum(1, keepdim=True) / n + 1e-7).sqrt()
 
-# %% ../nbs/11_encoder.ipynb #a65e8132
+# %% ../nbs/11_encoder.ipynb #99fc66a5
 def frame_lengths(config: Wav2Vec2Config,
                   lengths: Tensor, # (batch,) int64, samples
                  ) -> Tensor:      # (batch,) int64, frames
@@ -37,7 +37,7 @@ def frame_lengths(config: Wav2Vec2Config,
     for kernel, stride in zip(config.conv_kernel, config.conv_stride): lengths = (lengths - kernel) // stride + 1
     return lengths
 
-# %% ../nbs/11_encoder.ipynb #f226053b
+# %% ../nbs/11_encoder.ipynb #be393a2b
 def masked_mean(hidden: Tensor,  # (batch, frames, width)
                 lengths: Tensor, # (batch,) int64, frames
                ) -> Tensor:      # (batch, width)
@@ -45,19 +45,19 @@ def masked_mean(hidden: Tensor,  # (batch, frames, width)
     mask = real(lengths, hidden.shape[1], hidden.device)[..., None]
     return (hidden * mask).sum(1) / lengths.to(hidden.device, non_blocking=True)[:, None]
 
-# %% ../nbs/11_encoder.ipynb #75f2d75e
+# %% ../nbs/11_encoder.ipynb #905f44a0
 def uses_mask(config: Wav2Vec2Config) -> bool:
     "Whether a model of this configuration is to be told which frames are padding."
     return config.feat_extract_norm == 'layer'
 
-# %% ../nbs/11_encoder.ipynb #6e22efa1
+# %% ../nbs/11_encoder.ipynb #b6bd4efc
 NANO = dict(conv_dim=(32, 64, 128, 128), conv_kernel=(16, 5, 4, 4), conv_stride=(16, 5, 4, 4), num_feat_extract_layers=4,
             conv_bias=True, feat_extract_norm='layer', do_stable_layer_norm=True,
             hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
             num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=8, classifier_proj_size=128,
             hidden_dropout=0., attention_dropout=0., activation_dropout=0., feat_proj_dropout=0., final_dropout=0.)
 
-# %% ../nbs/11_encoder.ipynb #c3bc270a
+# %% ../nbs/11_encoder.ipynb #657659f5
 def load_backbone(name: str,      # 'nano', a folder that transformers saved, or a hub id
                  ) -> Wav2Vec2Model:
     "A Wav2Vec2: 'nano' from scratch, anything else pre-trained. Raises `BadInput` where nothing can be loaded."
@@ -68,7 +68,7 @@ def load_backbone(name: str,      # 'nano', a folder that transformers saved, or
         where = 'a folder without a model' if Path(name).is_dir() else 'neither a folder nor a model that the hub gave'
         raise BadInput(f"encoder: {name!r} is {where}; use 'nano', a folder written by save_pretrained, or a hub id ({err})") from err
 
-# %% ../nbs/11_encoder.ipynb #8be0bf3f
+# %% ../nbs/11_encoder.ipynb #68a4ba72
 def in_patches(config: Wav2Vec2Config) -> bool:
     "Whether every convolution cuts its input into patches, each frame normalised by itself."
     return config.feat_extract_norm == 'layer' and tuple(config.conv_kernel) == tuple(config.conv_stride)
@@ -85,7 +85,7 @@ def patch_front_end(front_end: nn.Module, # a Wav2Vec2FeatureEncoder for which `
         hidden = layer.activation(layer.layer_norm(F.linear(patches, weight, layer.conv.bias)))
     return hidden
 
-# %% ../nbs/11_encoder.ipynb #51d99372
+# %% ../nbs/11_encoder.ipynb #c14e62c5
 class LayerMix:
     "While open, adds up `weights[i]` times the i-th hidden state: the first layer's input, then each layer's output."
     def __init__(self,
@@ -106,7 +106,7 @@ class LayerMix:
     def __exit__(self, *_):
         for hook in self.hooks: hook.remove()
 
-# %% ../nbs/11_encoder.ipynb #6f89233f
+# %% ../nbs/11_encoder.ipynb #6a7aabb5
 class Encoder(nn.Module):
     "Wav2Vec2 with a softmax-weighted mix of its layers: waveforms in, mixed frames out."
     def __init__(self,

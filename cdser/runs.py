@@ -6,7 +6,7 @@
 __all__ = ['Recordings', 'open_recordings', 'Parts', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell', 'measure', 'machine',
            'best_device', 'fit', 'grid', 'records', 'recognise']
 
-# %% ../nbs/30_runs.ipynb #cce9f7bf
+# %% ../nbs/30_runs.ipynb #c1614dc7
 import json, platform, shutil, tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,15 +22,16 @@ from .audio import AudioStore, open_store
 from .batches import Utterances, steps_in_pass, visible_labels
 from .config import LABELS, SETUPS, BadInput, Experiment, check_experiment, content_hash, from_dict, method_name
 from .corpora import Corpus, load_corpus
+from .encoder import load_backbone
 from .evaluate import recalls, uar, war
 from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import check_split, source_split, target_split
 from .train import predict, train
 
-# %% ../nbs/30_runs.ipynb #2d366ad4
+# %% ../nbs/30_runs.ipynb #91b2582c
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
 
-# %% ../nbs/30_runs.ipynb #fb1f2ec2
+# %% ../nbs/30_runs.ipynb #b45fe693
 @dataclass(frozen=True)
 class Recordings:
     "A corpus and its decoded audio, row for row."
@@ -52,7 +53,7 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root)
     return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds))
 
-# %% ../nbs/30_runs.ipynb #fcc741bc
+# %% ../nbs/30_runs.ipynb #f4ec1934
 @dataclass(frozen=True)
 class Parts:
     "What a run trains on, validates on and is tested on."
@@ -76,7 +77,7 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
     return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
 
-# %% ../nbs/30_runs.ipynb #e0f8e4fa
+# %% ../nbs/30_runs.ipynb #17cbf173
 @dataclass(frozen=True)
 class Run:
     "A finished run; its files are read when they are asked for."
@@ -101,7 +102,7 @@ class Run:
         "The emotion path of the trained model."
         return from_transformers(Wav2Vec2ForSequenceClassification.from_pretrained(self.folder / 'model'))
 
-# %% ../nbs/30_runs.ipynb #79a906d1
+# %% ../nbs/30_runs.ipynb #6d67e913
 class RunStore:
     "A folder of runs, each in a folder named by its id."
     def __init__(self, folder: Path): self.folder = Path(folder)
@@ -126,7 +127,7 @@ class RunStore:
         finally: shutil.rmtree(draft, ignore_errors=True)
         return self[id]
 
-# %% ../nbs/30_runs.ipynb #7137c66a
+# %% ../nbs/30_runs.ipynb #9fb9fb08
 def run_id(e: Experiment, source: Recordings, target: Recordings) -> str: # 12 hexadecimal digits
     "The name of a run: a hash of the experiment and of the data it is about."
     return content_hash({'experiment': asdict(e), 'data': [source.digest, target.digest]})
@@ -143,7 +144,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-# %% ../nbs/30_runs.ipynb #7ba726b3
+# %% ../nbs/30_runs.ipynb #802ad829
 def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
     "The numbers that tables are made of; UAR, WAR and recalls on the tested speakers, in [0, 1]."
     test = predictions[predictions.part == 'test']
@@ -157,7 +158,7 @@ def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/30_runs.ipynb #d728ce1d
+# %% ../nbs/30_runs.ipynb #7c9336cc
 def best_device(device: str = 'auto') -> str:
     "'cuda' where there is one, if 'auto'. Raises `BadInput` at what is not to be had."
     if device == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -191,7 +192,7 @@ def fit(e: Experiment,
         to_transformers(model.cpu()).save_pretrained(draft / 'model')
     return store.add(id, write)
 
-# %% ../nbs/30_runs.ipynb #dec3fe22
+# %% ../nbs/30_runs.ipynb #b9d49e85
 def grid(experiments: list[Experiment],
          corpora_root: Path,
          runs_dir: Path = 'runs',
@@ -207,6 +208,7 @@ def grid(experiments: list[Experiment],
     for e, pair in zip(experiments, pairs): make_parts(check_experiment(e), *pair)
     ids = [run_id(e, *pair) for e, pair in zip(experiments, pairs)]
     missing = {id: e for id, e in zip(ids, experiments) if id not in store}
+    for name in {e.encoder for e in missing.values()}: load_backbone(name)
     from cdser import runs # workers import the library; a function of this notebook could not travel
     jobs = [delayed(runs.fit)(e, corpora_root, runs_dir, device, progress=False) for e in missing.values()]
     workers = min(workers or (cpu_count() if device == 'cpu' else 1), max(len(jobs), 1))
@@ -214,7 +216,7 @@ def grid(experiments: list[Experiment],
     for _ in tqdm(finished, desc='runs', total=len(jobs), disable=not jobs): pass
     return [store[id] for id in ids]
 
-# %% ../nbs/30_runs.ipynb #a85d5c82
+# %% ../nbs/30_runs.ipynb #69732e96
 def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     "The experiments' coordinates beside their results; UAR and WAR in [0, 1] on the tested speakers."
     def row(run):
@@ -224,7 +226,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
 
-# %% ../nbs/30_runs.ipynb #81c56b80
+# %% ../nbs/30_runs.ipynb #031de5f4
 def recognise(run: Run,
               paths: list[Path],  # audio files
               device: str = 'auto',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'Views', 'make_views', 'step', 'make_optimiser', 'rate', 'predict', 'train', 'summary', 'accuracies']
 
-# %% ../nbs/20_train.ipynb #becabf06
+# %% ../nbs/20_train.ipynb #8e4b7b06
 import copy, time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .evaluate import uar, war
 from .losses import augmentation_loss, emotion_loss, information_maximisation, nt_xent
 from .model import Outputs, Recogniser, build
 
-# %% ../nbs/20_train.ipynb #1b78af48
+# %% ../nbs/20_train.ipynb #312a9a53
 @dataclass
 class Views:
     "A batch in several versions, view after view: row v * batch + i is version v of utterance i."
@@ -45,14 +45,14 @@ def make_views(batch: Batch,
     kinds = torch.cat([torch.zeros_like(batch.lengths), view.kinds]).to(batch.waveforms.device, non_blocking=True)
     return Views(torch.cat(padded), torch.cat([batch.lengths, view.lengths]), kinds, batch.labels.repeat(e.views))
 
-# %% ../nbs/20_train.ipynb #fa64e799
+# %% ../nbs/20_train.ipynb #9cd54cfb
 TERMS: dict[str, Callable[[Outputs, Views, Experiment], Tensor]] = {
     'emotion':      lambda out, views, e: emotion_loss(out.emotion, views.labels),
     'augmentation': lambda out, views, e: augmentation_loss(out.augmentation, views.kinds),
     'contrastive':  lambda out, views, e: nt_xent(out.projection.unflatten(0, (e.views, -1)), e.temperature),
     'information':  lambda out, views, e: information_maximisation(out.emotion)}
 
-# %% ../nbs/20_train.ipynb #6742f4f2
+# %% ../nbs/20_train.ipynb #1b4adf9a
 def step(model: Recogniser,
          optimiser: torch.optim.Optimizer,
          views: Views,
@@ -70,7 +70,7 @@ def step(model: Recogniser,
     optimiser.step()
     return {'loss': loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
-# %% ../nbs/20_train.ipynb #1828bada
+# %% ../nbs/20_train.ipynb #bdcd7e5e
 def make_optimiser(model: Recogniser, e: Experiment) -> torch.optim.AdamW:
     "AdamW over what may be trained: the encoder's parameters and the heads'."
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
@@ -84,7 +84,7 @@ def rate(progress: float, # share of the training that is done, 0 to 1
     "Linear warm-up, linear decay."
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
-# %% ../nbs/20_train.ipynb #82f3733a
+# %% ../nbs/20_train.ipynb #35f3d8ad
 @torch.no_grad()
 def predict(model: Recogniser,
             store: AudioStore,
@@ -105,7 +105,7 @@ def predict(model: Recogniser,
     back = np.argsort(np.concatenate(order))
     return torch.cat(probabilities).cpu().numpy()[back], torch.cat(embeddings).cpu().numpy()[back]
 
-# %% ../nbs/20_train.ipynb #9271da4b
+# %% ../nbs/20_train.ipynb #2ba6abb7
 def train(e: Experiment,
           model: Recogniser,          # ends with the weights of the best epoch
           training: list[Utterances], # source and target, or either alone
@@ -144,7 +144,7 @@ def train(e: Experiment,
     model.load_state_dict(kept)
     return pd.DataFrame(history), best_epoch
 
-# %% ../nbs/20_train.ipynb #688c0897
+# %% ../nbs/20_train.ipynb #2741b65c
 def summary(totals: dict[tuple[str, int], list[Tensor]], # (term, which corpus) -> a value a step
            ) -> dict[str, float]: # loss and every term of PROPOSED; NaN where unused
     "Mean of each term over an epoch's steps; the emotion term over the steps that saw labels."
