@@ -2,22 +2,26 @@
 
 python benchmarks/throughput.py [--device cpu|cuda] [--processes 2] [--repeats 5]
 
-Every process trains its own model on one thread, as the runs of a grid do. Repeats of one view and of three views are
-interleaved, so that both see the same machine. Writes benchmarks/results/throughput-<device>.json.
+Every process trains its own model on one thread, as the runs of a grid do. Repeats of the three kinds of training are
+interleaved, so that all see the same machine: one view; three views; three views with the convolutional front end as
+transformers computes it, from the same weights. Writes benchmarks/results/throughput-<device>.json.
 """
 import argparse
 import json
 import platform
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from joblib import Parallel, cpu_count, delayed
 
+from cdser import encoder
 from cdser.batches import Utterances, steps_in_pass, turns
 from cdser.config import METHODS, SAMPLE_RATE, Experiment
 from cdser.model import build
@@ -28,17 +32,19 @@ from cdser.train import make_optimiser, make_views, step
 SINGLE = dict(views=1, weights=METHODS['emotion_only'])
 
 
-def seconds_a_second(e: Experiment, root: Path, runs_dir: Path, device: str) -> float:
+def seconds_a_second(e: Experiment, stock: bool, root: Path, runs_dir: Path, device: str) -> float:
     "Original audio trained on in a second of one epoch over both studios, after warm-up steps."
     torch.set_num_threads(1)
     opened = [open_recordings(name, root, runs_dir, e.max_seconds) for name in (e.source, e.target)]
     corpora = [Utterances(r.store, np.arange(len(r.store)), r.corpus.labels) for r in opened]
     model, generator = build(e).to(device).train(), torch.Generator().manual_seed(0)
     optimiser, steps = make_optimiser(model, e), 2 * steps_in_pass(corpora, e.batch_seconds)
+    heard, start = 0., clock(device)
     for i, (which, at) in enumerate(islice(turns(corpora, e.batch_seconds, np.random.default_rng(0)), 2 + steps)):
         if i == 2: heard, start = 0., clock(device)
         batch = corpora[which].collate(at, device)
-        step(model, optimiser, make_views(batch, e, generator), e)
+        with patch.object(encoder, 'in_patches', lambda config: False) if stock else nullcontext():
+            step(model, optimiser, make_views(batch, e, generator), e)
         heard += batch.lengths.sum().item() / SAMPLE_RATE
     return heard / (clock(device) - start)
 
@@ -61,10 +67,12 @@ def main() -> None:
         root, runs_dir = Path(folder) / 'corpora', Path(folder) / 'runs'
         write_studios(root)
         for name in ('studio_a', 'studio_b'): open_recordings(name, root, runs_dir, three.max_seconds)
-        found = {'one view, emotion only': [], 'three views, proposed': []}
+        kinds = {'one view, emotion only': (replace(three, **SINGLE), False), 'three views, proposed': (three, False),
+                 'three views, stock front end': (three, True)}
+        found = {name: [] for name in kinds}
         for _ in range(args.repeats):
-            for values, e in zip(found.values(), (replace(three, **SINGLE), three)):
-                values.append(sum(parallel(delayed(seconds_a_second)(e, root, runs_dir, device) for _ in range(processes))))
+            for name, kind in kinds.items():
+                found[name].append(sum(parallel(delayed(seconds_a_second)(*kind, root, runs_dir, device) for _ in range(processes))))
     result = dict(device=device, name=torch.cuda.get_device_name() if device == 'cuda' else platform.machine(),
                   processes=processes, torch=torch.__version__, python=platform.python_version(), date=time.strftime('%Y-%m-%d'),
                   unit='seconds of original audio a second, all processes together', repeats=found,
@@ -74,7 +82,7 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1) + '\n')
     print(f'{processes} processes on {result["name"]} ({device})')
     for name, values in found.items():
-        print(f'{name:24} {np.median(values):6.0f} s/s   (from {min(values):.0f} to {max(values):.0f} in {len(values)} repeats)')
+        print(f'{name:28} {np.median(values):6.0f} s/s   (from {min(values):.0f} to {max(values):.0f} in {len(values)} repeats)')
 
 
 if __name__ == '__main__':
