@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['emotion_loss', 'augmentation_loss', 'at_least_float32', 'nt_xent', 'entropy', 'information_maximisation']
 
-# %% ../nbs/12_losses.ipynb #88318c8f
+# %% ../nbs/12_losses.ipynb #6248654d
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .config import HIDDEN
 
-# %% ../nbs/12_losses.ipynb #08403b91
+# %% ../nbs/12_losses.ipynb #437bde0b
 def emotion_loss(logits: Tensor, # (batch, classes)
                  labels: Tensor, # (batch,) int64, HIDDEN where the label may not be seen
                 ) -> Tensor:     # scalar, nats
@@ -19,19 +19,19 @@ def emotion_loss(logits: Tensor, # (batch, classes)
     total = F.cross_entropy(logits, labels, ignore_index=HIDDEN, reduction='sum')
     return total / (labels != HIDDEN).sum().clamp(min=1)
 
-# %% ../nbs/12_losses.ipynb #1d4c4861
+# %% ../nbs/12_losses.ipynb #af77c7e7
 def augmentation_loss(logits: Tensor, # (views * batch, augmentations + 1)
                       kinds: Tensor,  # (views * batch,) int64, 0 for the original
                      ) -> Tensor:     # scalar, nats
     "Mean cross entropy of naming the augmentation that made each view."
     return F.cross_entropy(logits, kinds)
 
-# %% ../nbs/12_losses.ipynb #2b4a66ec
+# %% ../nbs/12_losses.ipynb #76615833
 def at_least_float32(x: Tensor) -> Tensor:
     "Half precision becomes float32; float32 and float64 stay."
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
-# %% ../nbs/12_losses.ipynb #1e6f3921
+# %% ../nbs/12_losses.ipynb #2820491e
 def nt_xent(projections: Tensor,      # (views, batch, width); at least 2 views
             temperature: float = .1,
            ) -> Tensor:               # scalar, nats; lower is better
@@ -45,18 +45,19 @@ def nt_xent(projections: Tensor,      # (views, batch, width); at least 2 views
     log_p = similarity.masked_fill(itself, float('-inf')).log_softmax(1)
     return -log_p.masked_fill(~positive, 0).sum() / (len(z) * (views - 1))
 
-# %% ../nbs/12_losses.ipynb #7ff430e7
+# %% ../nbs/12_losses.ipynb #fd62637a
 def entropy(p: Tensor,    # probabilities that sum to 1 along the last dimension
            ) -> Tensor:   # nats, one for each distribution
     "Shannon entropy; 0 log 0 counts as 0."
     return torch.special.entr(p).sum(-1)
 
-# %% ../nbs/12_losses.ipynb #86a5cfac
+# %% ../nbs/12_losses.ipynb #c614dcce
 def information_maximisation(logits: Tensor,              # (batch, classes)
                              prior: Tensor | None = None, # (classes,) expected shares; None: even ones
                             ) -> Tensor:                  # scalar, nats; in [-log(classes), 0] without a prior
     "Mean entropy of the predictions minus entropy of their mean (Liang et al. 2020, eq. 3-4); KL to a prior if given."
     p = at_least_float32(logits).softmax(-1)
+    p = p.clamp(min=torch.finfo(p.dtype).tiny) # the slope of entropy at 0 is infinite
     sure, mean = entropy(p).mean(), p.mean(0)
     if prior is None: return sure - entropy(mean)
     return sure - entropy(mean) - (mean * prior.log()).sum() - math.log(len(prior))
