@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAKE', 'group_by_length', 'Batch', 'collate', 'visible_labels', 'Utterances', 'turns', 'steps_in_pass']
 
-# %% ../nbs/05_batches.ipynb #1868f747
+# %% ../nbs/05_batches.ipynb #39008738
 from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from .audio import AudioStore, open_store
 from .config import HIDDEN, SAMPLE_RATE
 
-# %% ../nbs/05_batches.ipynb #5691991b
+# %% ../nbs/05_batches.ipynb #9c10db43
 SHAKE = .3 # standard deviation of the logarithm
 
 def group_by_length(lengths: np.ndarray,       # (n,) int, samples
@@ -34,7 +34,7 @@ def group_by_length(lengths: np.ndarray,       # (n,) int, samples
     if rng is not None: rng.shuffle(batches)
     return batches
 
-# %% ../nbs/05_batches.ipynb #c99374c2
+# %% ../nbs/05_batches.ipynb #c3688151
 @dataclass
 class Batch:
     "Some utterances of one corpus, padded."
@@ -54,14 +54,14 @@ def collate(store: AudioStore,
     to_device = lambda x: x.to(device, non_blocking=True)
     return Batch(to_device(samples).float() / 2**15, lengths, to_device(torch.tensor(labels)))
 
-# %% ../nbs/05_batches.ipynb #56c22fb0
+# %% ../nbs/05_batches.ipynb #153933b0
 def visible_labels(labels: np.ndarray, # (n,) int64
                    visible: bool,      # what the setup says for this corpus
                   ) -> np.ndarray:     # (n,) int64, a copy
     "The labels themselves, or HIDDEN in the place of each."
     return labels.copy() if visible else np.full_like(labels, HIDDEN)
 
-# %% ../nbs/05_batches.ipynb #499106f7
+# %% ../nbs/05_batches.ipynb #de5741e2
 @dataclass(frozen=True)
 class Utterances:
     "The part of a corpus that training works on."

@@ -7,23 +7,23 @@ __all__ = ['LABELS', 'HIDDEN', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PROPOS
            'BadInput', 'check_choice', 'Setup', 'without', 'Experiment', 'check_experiment', 'content_hash',
            'method_name', 'from_dict', 'main_experiments', 'ablation_experiments', 'spread', 'Profile', 'parse_pairs']
 
-# %% ../nbs/00_config.ipynb #a4ba022c
+# %% ../nbs/00_config.ipynb #de7d3d04
 import hashlib, json
 from dataclasses import dataclass, field, asdict, fields, replace
 
-# %% ../nbs/00_config.ipynb #41925b1c
+# %% ../nbs/00_config.ipynb #cbaac14a
 LABELS = ('ang', 'hap', 'neu', 'sad')
 HIDDEN = -1          # the class index of a label that may not be seen
 SAMPLE_RATE = 16_000 # Hz; what Wav2Vec2 is trained on
 
-# %% ../nbs/00_config.ipynb #e474e251
+# %% ../nbs/00_config.ipynb #aa56f23d
 AUGMENTATIONS = ('noise', 'reverberation', 'pitch', 'speed', 'filtering', 'masking')
 
-# %% ../nbs/00_config.ipynb #2a4558f1
+# %% ../nbs/00_config.ipynb #35a425a7
 class BadInput(ValueError):
     "Input that the user can mend: the message names the file, row or parameter, what was expected, and what to do."
 
-# %% ../nbs/00_config.ipynb #fd1fbf52
+# %% ../nbs/00_config.ipynb #3af9b734
 def check_choice(name: str,  # the parameter, for the message
                  value,      # what was given
                  choices,    # what is possible
@@ -31,7 +31,7 @@ def check_choice(name: str,  # the parameter, for the message
     "Raise `BadInput` unless `value` is one of `choices`."
     if value not in choices: raise BadInput(f'{name}: {value!r} is not known; use one of {", ".join(map(str, choices))}')
 
-# %% ../nbs/00_config.ipynb #08db0f94
+# %% ../nbs/00_config.ipynb #143cb747
 @dataclass(frozen=True)
 class Setup:
     "Which corpora are trained on, and whether the target's labels may be seen."
@@ -44,7 +44,7 @@ SETUPS = {'source_only':       Setup(source=True,  target=False, target_labels=F
           'labelled_target':   Setup(source=True,  target=True,  target_labels=True),
           'target_only':       Setup(source=False, target=True,  target_labels=True)}
 
-# %% ../nbs/00_config.ipynb #7da7a3c4
+# %% ../nbs/00_config.ipynb #b85654f7
 PROPOSED = {'emotion': 1., 'augmentation': .1, 'contrastive': .5, 'information': .5}
 
 def without(*terms: str) -> dict: # the remaining weights
@@ -57,7 +57,7 @@ METHODS = {'proposed': PROPOSED,
            'no_information': without('information'),
            'emotion_only': {'emotion': 1.}}
 
-# %% ../nbs/00_config.ipynb #e2a60ce4
+# %% ../nbs/00_config.ipynb #b5d17042
 @dataclass(frozen=True)
 class Experiment:
     "All that decides a run's outcome, but for the audio itself."
@@ -88,7 +88,7 @@ class Experiment:
     clip_norm: float = 1.             # largest norm of the gradient
     max_seconds: float = 15.          # longer utterances are cut when read
 
-# %% ../nbs/00_config.ipynb #2f058ddf
+# %% ../nbs/00_config.ipynb #f1b2356c
 def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
     "Raise `BadInput` where a field of `e` cannot be meant."
     check_choice('setup', e.setup, SETUPS)
@@ -105,7 +105,7 @@ def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
     if e.views > 1 and not e.augmentations: raise BadInput('augmentations: further views need at least one')
     return e
 
-# %% ../nbs/00_config.ipynb #86fd770e
+# %% ../nbs/00_config.ipynb #044fed98
 def content_hash(value) -> str: # 12 hexadecimal digits
     "A hash of anything that JSON can write, independent of the order of keys."
     text = json.dumps(value, sort_keys=True, separators=(',', ':'))
@@ -120,7 +120,7 @@ def from_dict(d: dict) -> Experiment:
     "The experiment that `asdict` wrote, as JSON brings it back."
     return Experiment(**{**d, 'augmentations': tuple(d['augmentations'])})
 
-# %% ../nbs/00_config.ipynb #6664db84
+# %% ../nbs/00_config.ipynb #7b367ef0
 ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
         ('labelled_target', 'proposed'), ('target_only', 'emotion_only')) # (setup, method) of the main table
 ABLATIONS = ('no_augmentation', 'no_contrastive', 'no_information')
@@ -143,7 +143,7 @@ def spread(e: Experiment) -> Experiment:
     "The same on the fold that its seed is to test, so that as many seeds as folds test every target speaker once."
     return replace(e, fold=e.seed % e.folds)
 
-# %% ../nbs/00_config.ipynb #0a796b08
+# %% ../nbs/00_config.ipynb #95e35b65
 @dataclass(frozen=True)
 class Profile:
     "Defaults of `90_reproduce` for one kind of machine and data."
@@ -159,7 +159,7 @@ PROFILES = {
                      dict(encoder='facebook/wav2vec2-base', freeze_front_end=True, folds=5, encoder_lr=3e-5,
                           head_lr=1e-3, batch_seconds=160., patience=5))}
 
-# %% ../nbs/00_config.ipynb #b6bae71f
+# %% ../nbs/00_config.ipynb #bf49ff0c
 def parse_pairs(pairs: str) -> list[tuple[str, str]]: # (source, target)
     "Read 'a>b,b>a'. Raises `BadInput` where a pair is not two different names joined by '>'."
     found = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]
