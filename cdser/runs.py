@@ -6,7 +6,7 @@
 __all__ = ['Recordings', 'open_recordings', 'Parts', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell', 'measure', 'machine',
            'best_device', 'fit', 'grid', 'records', 'recognise']
 
-# %% ../nbs/30_runs.ipynb #c1614dc7
+# %% ../nbs/30_runs.ipynb #c7ec0abd
 import json, platform, shutil, tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 from transformers import Wav2Vec2ForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
@@ -28,10 +29,10 @@ from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import check_split, source_split, target_split
 from .train import predict, train
 
-# %% ../nbs/30_runs.ipynb #91b2582c
+# %% ../nbs/30_runs.ipynb #1b934533
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
 
-# %% ../nbs/30_runs.ipynb #b45fe693
+# %% ../nbs/30_runs.ipynb #e06ec4e7
 @dataclass(frozen=True)
 class Recordings:
     "A corpus and its decoded audio, row for row."
@@ -53,7 +54,7 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root)
     return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds))
 
-# %% ../nbs/30_runs.ipynb #f4ec1934
+# %% ../nbs/30_runs.ipynb #a8518766
 @dataclass(frozen=True)
 class Parts:
     "What a run trains on, validates on and is tested on."
@@ -77,7 +78,7 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
     return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
 
-# %% ../nbs/30_runs.ipynb #17cbf173
+# %% ../nbs/30_runs.ipynb #9ecea6ad
 @dataclass(frozen=True)
 class Run:
     "A finished run; its files are read when they are asked for."
@@ -102,7 +103,7 @@ class Run:
         "The emotion path of the trained model."
         return from_transformers(Wav2Vec2ForSequenceClassification.from_pretrained(self.folder / 'model'))
 
-# %% ../nbs/30_runs.ipynb #6d67e913
+# %% ../nbs/30_runs.ipynb #68df5915
 class RunStore:
     "A folder of runs, each in a folder named by its id."
     def __init__(self, folder: Path): self.folder = Path(folder)
@@ -127,7 +128,7 @@ class RunStore:
         finally: shutil.rmtree(draft, ignore_errors=True)
         return self[id]
 
-# %% ../nbs/30_runs.ipynb #9fb9fb08
+# %% ../nbs/30_runs.ipynb #0248ad35
 def run_id(e: Experiment, source: Recordings, target: Recordings) -> str: # 12 hexadecimal digits
     "The name of a run: a hash of the experiment and of the data it is about."
     return content_hash({'experiment': asdict(e), 'data': [source.digest, target.digest]})
@@ -144,7 +145,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-# %% ../nbs/30_runs.ipynb #802ad829
+# %% ../nbs/30_runs.ipynb #092e8bbf
 def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
     "The numbers that tables are made of; UAR, WAR and recalls on the tested speakers, in [0, 1]."
     test = predictions[predictions.part == 'test']
@@ -158,7 +159,7 @@ def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/30_runs.ipynb #7c9336cc
+# %% ../nbs/30_runs.ipynb #5b05dbed
 def best_device(device: str = 'auto') -> str:
     "'cuda' where there is one, if 'auto'. Raises `BadInput` at what is not to be had."
     if device == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -192,7 +193,7 @@ def fit(e: Experiment,
         to_transformers(model.cpu()).save_pretrained(draft / 'model')
     return store.add(id, write)
 
-# %% ../nbs/30_runs.ipynb #b9d49e85
+# %% ../nbs/30_runs.ipynb #f25a1789
 def grid(experiments: list[Experiment],
          corpora_root: Path,
          runs_dir: Path = 'runs',
@@ -213,10 +214,13 @@ def grid(experiments: list[Experiment],
     jobs = [delayed(runs.fit)(e, corpora_root, runs_dir, device, progress=False) for e in missing.values()]
     workers = min(workers or (cpu_count() if device == 'cpu' else 1), max(len(jobs), 1))
     finished = Parallel(n_jobs=workers, return_as='generator_unordered')(jobs)
-    for _ in tqdm(finished, desc='runs', total=len(jobs), disable=not jobs): pass
+    try:
+        for _ in tqdm(finished, desc='runs', total=len(jobs), disable=not jobs): pass
+    finally:
+        if workers > 1: get_reusable_executor().shutdown() # idle workers would keep their memory for minutes
     return [store[id] for id in ids]
 
-# %% ../nbs/30_runs.ipynb #69732e96
+# %% ../nbs/30_runs.ipynb #0f4f97cb
 def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     "The experiments' coordinates beside their results; UAR and WAR in [0, 1] on the tested speakers."
     def row(run):
@@ -226,7 +230,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
 
-# %% ../nbs/30_runs.ipynb #031de5f4
+# %% ../nbs/30_runs.ipynb #052c756c
 def recognise(run: Run,
               paths: list[Path],  # audio files
               device: str = 'auto',
