@@ -101,9 +101,9 @@ def draw_speakers(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # o
         gender=np.where(female, 'female', 'male'),
         hz=np.where(female, women, men),                                      # resting pitch
         tract=np.where(female, 1.15, 1.) * between(studio.tract),             # multiplies the formants
-        rate=between(studio.tempo),                                             # multiplies the tempo
-        corner=between(studio.corner),                                         # Hz, f_a of the glottal source below
-        breath=rng.uniform(*studio.breath, n)))                                 # dB, aspiration re glottal pulses
+        rate=between(studio.tempo),                                           # multiplies the tempo
+        corner=between(studio.corner),                                        # Hz, f_a of the glottal source below
+        breath=rng.uniform(*studio.breath, n)))                               # dB, aspiration re glottal pulses
 
 # %% ../nbs/03_synthetic.ipynb #1768cad7
 EFFECTS = pd.DataFrame.from_dict(orient='index', data={

@@ -79,6 +79,7 @@ def test_a_second_time_computes_nothing_and_writes_the_same(reproduced, studios)
     (dict(profile='open', pairs='studio_a>nowhere'), 'nowhere'),
     (dict(profile='open', pairs='studio_a>studio_b', encoder='no/such/folder', epochs=1), "encoder: 'no/such/folder'"),
     (dict(profile='open', pairs='studio_a>studio_b', epochs=-1), 'epochs: -1 must be above zero'),
+    (dict(profile='open', pairs='studio_a>studio_b', seeds=-1), 'seeds: -1 must be above zero'),
     (dict(profile='open', pairs='studio_a>studio_b', device='tpu'), "device: 'tpu' is not known")])
 def test_a_wrong_parameter_ends_in_one_clear_error_and_no_run(studios, tmp_path, parameters, message):
     with pytest.raises(papermill.PapermillExecutionError) as err: reproduce(tmp_path, studios, **parameters)
