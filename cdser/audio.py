@@ -7,7 +7,7 @@ __all__ = ['RATES', 'LONGEST', 'BLOCK', 'SHORTEST', 'SILENCE', 'promised_more', 
            'resampling_filter', 'resample', 'load_audio', 'AudioStore', 'as_int16', 'decode', 'in_threads',
            'build_store', 'fingerprint', 'open_store']
 
-# %% ../nbs/01_audio.ipynb #6cff2924
+# %% ../nbs/01_audio.ipynb #d4064f37
 import hashlib, json, os, re, shutil, stat, tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from scipy.signal import firwin, resample_poly
 from tqdm.auto import tqdm
 from .config import SAMPLE_RATE, BadInput
 
-# %% ../nbs/01_audio.ipynb #6f4f10e1
+# %% ../nbs/01_audio.ipynb #f5ab15ca
 def promised_more(log: str, # what libsndfile notes while it opens a file
                  ) -> bool:
     "Whether a WAV header promises more data than the file holds."
     found = re.search(r'^data : (\d+) \(should be (\d+)\)', log, re.M)
     return bool(found) and int(found[2]) < int(found[1]) < 2**31 - 2**16 # beyond: a placeholder of unknown length
 
-# %% ../nbs/01_audio.ipynb #cca71e2a
+# %% ../nbs/01_audio.ipynb #f4a61db5
 RATES = (4_000, 192_000) # Hz, lowest and highest that are believed
 LONGEST = 3600           # seconds
 BLOCK = 2**22            # samples of all channels that are read at a time
@@ -49,7 +49,7 @@ def read_audio(path: Path,
     if not os.path.isfile(path): raise BadInput(f'{path}: there is no such file')
     try:
         if not os.path.getsize(path): raise BadInput(f'{path}: the file is empty (0 bytes); copy it again')
-        with sf.SoundFile(path) as file:
+        with open(path, 'rb') as opened, sf.SoundFile(opened.fileno(), closefd=False) as file:
             rate, promised = file.samplerate, file.frames if file.frames < 2**62 else 0 # beyond: length unknown
             if not RATES[0] <= rate <= RATES[1]:
                 raise BadInput(f'{path}: its header says {rate} Hz; expected {RATES[0]} to {RATES[1]} Hz')
@@ -63,7 +63,7 @@ def read_audio(path: Path,
     if len(samples) > LONGEST * rate: raise BadInput(f'{path}: lasts more than an hour; cut it into utterances')
     return samples, rate
 
-# %% ../nbs/01_audio.ipynb #d12b06ef
+# %% ../nbs/01_audio.ipynb #88179d09
 SHORTEST = .1  # seconds
 SILENCE = 1e-4 # of full scale; a 16-bit recording moves by three steps
 
@@ -93,7 +93,7 @@ def load_audio(path: Path,
     if wrong := unusable(samples, rate): raise BadInput(f'{path}: {wrong[1]}')
     return resample(samples, rate)
 
-# %% ../nbs/01_audio.ipynb #3459f4f3
+# %% ../nbs/01_audio.ipynb #e904308c
 class AudioStore:
     "Decoded recordings in one memory-mapped file."
     def __init__(self, folder: Path): # one that `build` wrote
@@ -113,7 +113,7 @@ class AudioStore:
     def __getitem__(self, i: int) -> np.ndarray: # (samples,) int16 at SAMPLE_RATE
         return self.samples[self.offsets[i]:self.offsets[i + 1]]
 
-# %% ../nbs/01_audio.ipynb #8927c7b5
+# %% ../nbs/01_audio.ipynb #8ede87f3
 def as_int16(samples: np.ndarray) -> np.ndarray: # (samples,) int16
     "Full scale is 1; what lies beyond is clipped."
     return np.clip(np.round(samples * 2**15), -2**15, 2**15 - 1).astype(np.int16)
@@ -154,7 +154,7 @@ def build_store(folder: Path, paths: list[Path], max_seconds: float | None, abou
     finally: shutil.rmtree(draft, ignore_errors=True)
     return AudioStore(folder)
 
-# %% ../nbs/01_audio.ipynb #c97be8cf
+# %% ../nbs/01_audio.ipynb #8c2ba423
 def fingerprint(paths: list[Path], max_seconds: float | None) -> str:
     "What the file system says of these recordings, hashed; a missing file counts as missing."
     def facts(path):

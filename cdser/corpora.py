@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'NUMBERS', 'ODD_PATH', 'AUDIO', 'GENDERS', 'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'MAGIC', 'Corpus',
            'brief', 'shown', 'read_csv', 'shipped', 'read_label_map', 'check_table', 'with_numbers', 'read_manifest',
-           'write_manifest', 'released', 'find_files', 'to_table', 'by_name', 'label_lines', 'read_iemocap',
+           'write_manifest', 'released', 'find_files', 'to_table', 'by_name', 'recorded', 'label_lines', 'read_iemocap',
            'read_msp_improv', 'read_cremad', 'read_ravdess', 'read_emodb', 'read_savee', 'read_tess', 'read_nemo',
            'read_urdu', 'read_esd', 'read_shemo', 'read_msp_podcast', 'read_corpus', 'leads_out', 'load_corpus',
            'describe', 'write_recordings', 'import_dataset']
 
-# %% ../nbs/02_corpora.ipynb #255d02d6
+# %% ../nbs/02_corpora.ipynb #c3906e4c
 import os, re, shutil, tempfile, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput
 
-# %% ../nbs/02_corpora.ipynb #309a9423
+# %% ../nbs/02_corpora.ipynb #11e084c2
 COLUMNS = ('path', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id', 'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('duration_s', 'sample_rate')
 
@@ -37,7 +37,7 @@ class Corpus:
     def labels(self) -> np.ndarray: # (n,) int64 class indices
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
-# %% ../nbs/02_corpora.ipynb #bdae270c
+# %% ../nbs/02_corpora.ipynb #7286f06e
 def brief(text: str) -> str:
     "Text for a message, cut where it is long."
     return text if len(text) <= 80 else text[:79] + '…'
@@ -46,20 +46,20 @@ def shown(value) -> str:
     "A value for a message."
     return brief(repr(value))
 
-def read_csv(path: Path, needs: tuple[str, ...]) -> pd.DataFrame: # of str
+def read_csv(path: Path, needs: tuple[str, ...], separator: str = ',') -> pd.DataFrame: # of str
     "A CSV file in UTF-8 with at least the columns `needs`. Raises `BadInput` where it is none."
-    expected = f'expected a CSV file in UTF-8 whose first line holds {",".join(needs)}'
+    expected = f'expected a CSV file in UTF-8 whose first line holds {separator.join(needs)!r}'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=str, na_filter=False, encoding='utf-8-sig', skipinitialspace=True, index_col=False)
+            table = pd.read_csv(path, dtype=str, na_filter=False, encoding='utf-8-sig', sep=separator, skipinitialspace=True, index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning, UnicodeError, OSError) as err:
         raise BadInput(f'{path}: cannot be read ({str(err)[:200]}); {expected}') from err
     if missing := [c for c in needs if c not in table]:
         raise BadInput(f'{path}: has no column {" and no ".join(missing)}; {expected}')
     return table
 
-# %% ../nbs/02_corpora.ipynb #6694f040
+# %% ../nbs/02_corpora.ipynb #6b65908a
 def shipped(name: str) -> Path:
     "A file of data_manifests: inside the installed package, or beside it in a checkout."
     package = Path(str(files('cdser')))
@@ -74,11 +74,11 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
     for i, row in enumerate(table.itertuples(), 2):
         if row.label not in ('', *LABELS):
             raise BadInput(f'{path}, row {i}: the label {shown(row.label)} is not known; use {", ".join(LABELS)}, or nothing to leave the emotion out')
-    twice = table.duplicated(['corpus', 'emotion'])
+    twice = table.duplicated(['corpus', 'emotion']).to_numpy()
     if twice.any(): raise BadInput(f'{path}, row {twice.argmax() + 2}: {table.emotion[twice.argmax()]} of {table.corpus[twice.argmax()]} is listed twice')
     return {corpus: dict(zip(rows.emotion, rows.label)) for corpus, rows in table.groupby('corpus', sort=False)}
 
-# %% ../nbs/02_corpora.ipynb #4881bac4
+# %% ../nbs/02_corpora.ipynb #a0ef191f
 ODD_PATH = re.compile(r'^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.{0,2}(?:/|$)')
 
 def check_table(table: pd.DataFrame,                     # of str; with at least path, speaker, and label or emotion
@@ -107,7 +107,7 @@ def check_table(table: pd.DataFrame,                     # of str; with at least
     blank = {c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table}
     return table.assign(**blank)[list(COLUMNS)]
 
-# %% ../nbs/02_corpora.ipynb #956fab3e
+# %% ../nbs/02_corpora.ipynb #a603b7c1
 def with_numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
     try: return table.assign(**{c: pd.to_numeric(table[c].replace('', np.nan)) for c in NUMBERS})
     except ValueError as err: raise BadInput(f'{name}: {" and ".join(NUMBERS)} must be numbers ({str(err)[:80]})') from err
@@ -126,7 +126,7 @@ def released(name: str) -> pd.DataFrame: # COLUMNS without label, one row a rele
     if not re.fullmatch(r'\w+', name) or not path.is_file(): raise BadInput(f'{name}: no manifest of a release of that name is known')
     return with_numbers(read_csv(path, tuple(c for c in COLUMNS if c != 'label')), str(path))
 
-# %% ../nbs/02_corpora.ipynb #6205eed4
+# %% ../nbs/02_corpora.ipynb #d9382a70
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 
 def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relative to root, sorted
@@ -146,14 +146,15 @@ def to_table(rows: list[dict], root: Path, like: str) -> pd.DataFrame: # path, e
     "Rows as a table. Raises `BadInput` where there are none, or one utterance is there twice."
     if not rows: raise BadInput(f'{root}: nothing is named as in the release, such as {like}; is this the right folder?')
     table = pd.DataFrame(rows, columns=COLUMNS[:2] + COLUMNS[3:7], dtype=object).fillna('')
-    name = table.speaker + '/' + table.path.map(lambda path: PurePosixPath(path).stem)
+    name = table.speaker + '/' + [row.get('utterance', PurePosixPath(row['path']).stem) for row in rows]
     if (twice := name.duplicated()).any():
         one, other = table.path[name == name[twice.argmax()]][:2]
         raise BadInput(f'{root}: {one} and {other} are the same utterance; keep one of them')
     return table
 
 def by_name(root: Path, like: str, # a name in the release, for the message
-            facts: Callable[[PurePosixPath], dict | None], # what a path says: emotion, speaker, …; None: not of this corpus
+            facts: Callable[[PurePosixPath], dict | None], # what a path says: emotion, speaker, …, and an utterance's name
+                                                   # where that is not the file's; None: not of this corpus
            ) -> pd.DataFrame:
     "The table of a corpus that says all in the names of its files."
     said = [(path, facts(path)) for path in find_files(root, AUDIO)]
@@ -161,8 +162,17 @@ def by_name(root: Path, like: str, # a name in the release, for the message
 
 GENDERS = {'M': 'male', 'F': 'female'}
 
-# %% ../nbs/02_corpora.ipynb #72277af3
+# %% ../nbs/02_corpora.ipynb #faf68954
 IEMOCAP_TURN = re.compile(r'\[[\d.]+ - [\d.]+\]\t(Ses(\d\d)[FM]_\w+_([FM])\w*)\t(\w+)\t\[')
+
+def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suffix -> path
+    "The recordings that label files may speak of, in folders called `inside` if that is given. Raises `BadInput` where one is there twice."
+    found = {}
+    for path in find_files(root, AUDIO):
+        if inside and inside not in path.parts: continue
+        if (other := found.setdefault(path.stem, str(path))) != str(path):
+            raise BadInput(f'{root}: {other} and {path} are the same utterance; keep one of them')
+    return found
 
 def label_lines(path: Path, pattern: re.Pattern, starts: str | tuple[str, ...], like: str) -> list[re.Match]:
     "What `pattern` finds in the lines that begin with `starts`. Raises `BadInput` at such a line that it does not match."
@@ -176,35 +186,35 @@ def label_lines(path: Path, pattern: re.Pattern, starts: str | tuple[str, ...], 
 def read_iemocap(root: Path) -> pd.DataFrame:
     "IEMOCAP (Busso et al. 2008): turns and labels from the label files, the speaker from the turn."
     like = '[6.2901 - 8.2357]\\tSes01F_impro01_F000\\tneu\\t[2.5000, 2.5000, 2.5000]'
-    recorded = {path.stem: str(path) for path in find_files(root, AUDIO) if 'sentences' in path.parts}
+    paths = recorded(root, inside='sentences')
     rows = []
     for file in find_files(root, {'.txt'}):
         if file.parts[-3:-1] != ('dialog', 'EmoEvaluation'): continue
         wav = file.parents[2] / 'sentences' / 'wav' / file.stem
         for turn, session, spoken_by, emotion in (match.groups() for match in label_lines(root / file, IEMOCAP_TURN, '[', like)):
             script = re.search(r'script\d\d_\d', turn)
-            rows.append(dict(path=recorded.get(turn, str(wav / f'{turn}.wav')), emotion=emotion, speaker=f'Ses{session}{spoken_by}',
+            rows.append(dict(path=paths.get(turn, str(wav / f'{turn}.wav')), emotion=emotion, speaker=f'Ses{session}{spoken_by}',
                              session=session, gender=GENDERS[spoken_by], text_id=script[0] if script else ''))
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Session1/dialog/EmoEvaluation/Ses01F_impro01.txt')
 
-# %% ../nbs/02_corpora.ipynb #10232154
+# %% ../nbs/02_corpora.ipynb #fbe103e8
 MSP_TURN = re.compile(r'(?:UTD|MSP)-(IMPROV-(S\d\d)[A-Z]-([FM])(\d)(\d)-([PRST])-\w+)\.\w+ *; *([A-Z]) *;')
 
 def read_msp_improv(root: Path) -> pd.DataFrame:
     "MSP-IMPROV (Busso et al. 2017): turns and perceived labels from its label file."
     like = 'UTD-IMPROV-S01A-F01-S-FM01.avi; N; A:3.000000; V:3.500000; D:3.000000 ; N:4.000000;'
     labels = [path for path in find_files(root, {'.txt'}) if path.stem.lower() in ('evalution', 'evaluation')]
-    recorded = {path.stem: str(path) for path in find_files(root, AUDIO)}
+    paths = recorded(root)
     rows = {}
     for turn in (turn for file in labels for turn in label_lines(root / file, MSP_TURN, ('UTD-', 'MSP-'), like)):
         name, sentence, gender, tens, session, scenario, emotion = turn.groups()
-        path = recorded.get(f'MSP-{name}', f'session{session}/{name.split("-")[1]}/{scenario}/MSP-{name}.wav')
+        path = paths.get(f'MSP-{name}', f'session{session}/{name.split("-")[1]}/{scenario}/MSP-{name}.wav')
         row = dict(path=path, emotion=emotion, speaker=gender + tens + session, session=session, gender=GENDERS[gender],
                    text_id=sentence if scenario in 'RS' else '')
         if rows.setdefault(name, row) != row: raise BadInput(f'{root}: {labels[-1]} gives {name} a second label, {emotion} beside {rows[name]["emotion"]}')
     return to_table(sorted(rows.values(), key=lambda row: row['path']), root, 'Evalution.txt')
 
-# %% ../nbs/02_corpora.ipynb #c31be0e5
+# %% ../nbs/02_corpora.ipynb #eedbfb0f
 def read_cremad(root: Path) -> pd.DataFrame:
     "CREMA-D (Cao et al. 2014): the third field is the emotion, the first the speaker."
     people = next(root.rglob('VideoDemographics.csv'), None)
@@ -216,7 +226,7 @@ def read_cremad(root: Path) -> pd.DataFrame:
         return dict(emotion=fields[2], speaker=fields[0], gender=sexes.get(fields[0], ''), text_id=fields[1])
     return by_name(root, 'AudioWAV/1001_DFA_ANG_XX.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #accb4849
+# %% ../nbs/02_corpora.ipynb #55cb2ab8
 def read_ravdess(root: Path) -> pd.DataFrame:
     "RAVDESS (Livingstone & Russo 2018): the third number is the emotion, the last the speaker; songs are left out."
     def facts(path):
@@ -225,7 +235,7 @@ def read_ravdess(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=speaker, gender='male' if int(speaker) % 2 else 'female', text_id=statement)
     return by_name(root, '03-01-05-01-02-01-12.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #b00c7667
+# %% ../nbs/02_corpora.ipynb #9287e51a
 def read_emodb(root: Path) -> pd.DataFrame:
     "EmoDB (Burkhardt et al. 2005): the sixth character is the emotion, the first two are the speaker."
     def facts(path):
@@ -234,34 +244,35 @@ def read_emodb(root: Path) -> pd.DataFrame:
         return dict(emotion=path.stem[5], speaker=speaker, gender='male' if speaker in {'03', '10', '11', '12', '15'} else 'female', text_id=path.stem[2:5])
     return by_name(root, '03a01Fa.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #59f7d176
+# %% ../nbs/02_corpora.ipynb #d3467c5e
 def read_savee(root: Path) -> pd.DataFrame:
     "SAVEE (Jackson & Haq 2014): letters are the emotion, before them stands the speaker."
     def facts(path):
         found = re.search(r'(?:^|/)(DC|JE|JK|KL)[_/](sa|su|[adfhn])(\d\d)$', str(path.with_suffix('')))
-        return dict(speaker=found[1], emotion=found[2], gender='male', text_id=found[2] + found[3]) if found else None
+        return dict(speaker=found[1], emotion=found[2], gender='male', text_id=found[2] + found[3], utterance=found[2] + found[3]) if found else None
     return by_name(root, 'DC/a01.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #84566fa8
+# %% ../nbs/02_corpora.ipynb #d08c3113
 def read_tess(root: Path) -> pd.DataFrame:
     "TESS (Dupuis & Pichora-Fuller 2010): the last field is the emotion, the first the speaker."
     def facts(path):
         found = re.fullmatch(r'([OY]A)F?_(\w+)_([A-Za-z]+)', path.stem)
-        return dict(speaker=found[1] + 'F', emotion=found[3].lower(), gender='female', text_id=found[2]) if found else None
+        if not found: return None
+        return dict(speaker=found[1] + 'F', emotion=found[3].lower(), gender='female', text_id=found[2], utterance=f'{found[2]}_{found[3].lower()}')
     return by_name(root, 'OAF_back_angry.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #1685c885
+# %% ../nbs/02_corpora.ipynb #ed725a76
 def read_nemo(root: Path) -> pd.DataFrame:
-    "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv."
+    "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv or the manifest."
     about = next(root.rglob('data.tsv'), None)
-    people = pd.read_csv(about, sep='\t', dtype=str) if about else pd.DataFrame()
-    gender = dict(zip(people.speaker_id.str.strip(), people.gender)) if {'speaker_id', 'gender'} <= set(people) else {}
+    people = read_csv(about, ('speaker_id', 'gender'), '\t') if about else released('nemo').rename(columns={'speaker': 'speaker_id'})
+    gender = dict(zip(people.speaker_id.str.strip(), people.gender))
     def facts(path):
         found = re.fullmatch(r'([A-Z]+\d)_([a-z]+)_(\d+)', path.stem)
         return dict(speaker=found[1], emotion=found[2], gender=gender.get(found[1], ''), text_id=found[3]) if found else None
     return by_name(root, 'samples/EB0_anger_1.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #240141bf
+# %% ../nbs/02_corpora.ipynb #c075f09d
 def read_urdu(root: Path) -> pd.DataFrame:
     "URDU (Latif et al. 2018): the folder, or the third field, is the emotion, the first field the speaker."
     words = {'A': 'Angry', 'H': 'Happy', 'N': 'Neutral', 'S': 'Sad'}
@@ -272,19 +283,17 @@ def read_urdu(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=found[1], gender=GENDERS[found[2]])
     return by_name(root, 'Angry/SM1_F10_A010.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #db63c42e
+# %% ../nbs/02_corpora.ipynb #d3f0ee49
 def read_esd(root: Path) -> pd.DataFrame:
     "ESD (Zhou et al. 2021): a folder is the emotion, the first field the speaker, 0001 to 0010 of Mandarin."
-    words = ('Angry', 'Happy', 'Neutral', 'Sad', 'Surprise')
     def facts(path):
-        found = re.fullmatch(r'(\d{4})_(\d{6})', path.stem)
-        emotion = next((part for part in path.parts if part in words), None)
-        if not found or not emotion: return None
+        found = re.search(r'(?:^|/)(\d{4})/(\w+)/(?:.*/)?\1_(\d{6})$', str(path.with_suffix('')))
+        if not found: return None
         language = 'mandarin' if int(found[1]) <= 10 else 'english'
-        return dict(emotion=emotion, speaker=found[1], text_id=f'{language}_{(int(found[2]) - 1) % 350 + 1:03}')
+        return dict(emotion=found[2], speaker=found[1], text_id=f'{language}_{(int(found[3]) - 1) % 350 + 1:03}')
     return by_name(root, '0011/Angry/0011_000351.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #e97a2b29
+# %% ../nbs/02_corpora.ipynb #032380da
 def read_shemo(root: Path) -> pd.DataFrame:
     "ShEMO (Mohamad Nezami et al. 2019): the fourth character is the emotion, the first three are the speaker."
     def facts(path):
@@ -292,24 +301,24 @@ def read_shemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[3], gender=GENDERS[found[2]]) if found else None
     return by_name(root, 'F24A24.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #b3af5fb9
+# %% ../nbs/02_corpora.ipynb #a1fdf1b1
 def read_msp_podcast(root: Path) -> pd.DataFrame:
     "MSP-Podcast (Lotfian & Busso 2019): perceived labels by its table; unknown speakers are left out."
     tables = [path for path in find_files(root, {'.csv'}) if path.stem in ('labels_consensus', 'labels_concensus')]
     if len(tables) != 1: raise BadInput(f'{root}: {len(tables)} files are named labels_consensus.csv or labels_concensus.csv; one is needed, in Labels')
     table = read_csv(root / tables[0], ('FileName', 'EmoClass', 'SpkrID'))
-    recorded = {path.stem: str(path) for path in find_files(root, AUDIO)}
-    rows = [dict(path=recorded.get(PurePosixPath(row.FileName).stem, f'Audios/{row.FileName}'), emotion=row.EmoClass,
-                 speaker=row.SpkrID, gender=getattr(row, 'Gender', '').lower())
+    paths = recorded(root)
+    rows = [dict(path=paths.get(PurePosixPath(row.FileName).stem, f'Audios/{row.FileName}'), emotion=row.EmoClass,
+                 speaker=row.SpkrID, gender={'male': 'male', 'female': 'female'}.get(getattr(row, 'Gender', '').lower(), ''))
             for row in table.itertuples() if row.SpkrID.lower() not in ('unknown', '')]
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Labels/labels_consensus.csv')
 
-# %% ../nbs/02_corpora.ipynb #6684109f
+# %% ../nbs/02_corpora.ipynb #3d42d768
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     'iemocap': read_iemocap, 'msp_improv': read_msp_improv, 'cremad': read_cremad, 'ravdess': read_ravdess, 'emodb': read_emodb,
     'savee': read_savee, 'tess': read_tess, 'nemo': read_nemo, 'urdu': read_urdu, 'esd': read_esd, 'shemo': read_shemo, 'msp_podcast': read_msp_podcast}
 
-# %% ../nbs/02_corpora.ipynb #23152c6c
+# %% ../nbs/02_corpora.ipynb #c1ae0019
 def read_corpus(name: str,                     # picks the reader and the lines of the label map
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
@@ -350,13 +359,13 @@ def load_corpus(name: str,                     # the name of its folder
         if wrong: raise BadInput(f'{listed}: {len(wrong)} of {len(corpus.table)} recordings {what}, the first is {brief(wrong[0])}')
     return corpus
 
-# %% ../nbs/02_corpora.ipynb #86cd29d1
+# %% ../nbs/02_corpora.ipynb #b1f81cf5
 def describe(corpus: Corpus) -> pd.DataFrame: # one row
     "How many utterances of each label, how many speakers."
     counts = corpus.table.label.value_counts().reindex(LABELS, fill_value=0)
     return pd.DataFrame(dict(utterances=len(corpus.table), **counts, speakers=corpus.table.speaker.nunique()), index=[corpus.name])
 
-# %% ../nbs/02_corpora.ipynb #489e4809
+# %% ../nbs/02_corpora.ipynb #11a623d5
 MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # how a file of each kind begins
 
 def write_recordings(data, part: str, folder: Path, columns: dict[str, str]) -> list[dict]: # rows of a manifest
