@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'NUMBERS', 'ODD_PATH', 'AUDIO', 'GENDERS', 'IEMOCAP_TURN',
            'read_urdu', 'read_esd', 'read_shemo', 'read_msp_podcast', 'read_corpus', 'leads_out', 'load_corpus',
            'describe', 'write_recordings', 'import_dataset']
 
-# %% ../nbs/02_corpora.ipynb #c3906e4c
+# %% ../nbs/02_corpora.ipynb #f2be8f42
 import os, re, shutil, tempfile, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput
 
-# %% ../nbs/02_corpora.ipynb #11e084c2
+# %% ../nbs/02_corpora.ipynb #9b6b7f79
 COLUMNS = ('path', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id', 'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('duration_s', 'sample_rate')
 
@@ -37,7 +37,7 @@ class Corpus:
     def labels(self) -> np.ndarray: # (n,) int64 class indices
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
-# %% ../nbs/02_corpora.ipynb #7286f06e
+# %% ../nbs/02_corpora.ipynb #63a55eb0
 def brief(text: str) -> str:
     "Text for a message, cut where it is long."
     return text if len(text) <= 80 else text[:79] + '…'
@@ -59,7 +59,7 @@ def read_csv(path: Path, needs: tuple[str, ...], separator: str = ',') -> pd.Dat
         raise BadInput(f'{path}: has no column {" and no ".join(missing)}; {expected}')
     return table
 
-# %% ../nbs/02_corpora.ipynb #6b65908a
+# %% ../nbs/02_corpora.ipynb #10bab2f5
 def shipped(name: str) -> Path:
     "A file of data_manifests: inside the installed package, or beside it in a checkout."
     package = Path(str(files('cdser')))
@@ -78,7 +78,7 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
     if twice.any(): raise BadInput(f'{path}, row {twice.argmax() + 2}: {table.emotion[twice.argmax()]} of {table.corpus[twice.argmax()]} is listed twice')
     return {corpus: dict(zip(rows.emotion, rows.label)) for corpus, rows in table.groupby('corpus', sort=False)}
 
-# %% ../nbs/02_corpora.ipynb #a0ef191f
+# %% ../nbs/02_corpora.ipynb #755628e4
 ODD_PATH = re.compile(r'^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.{0,2}(?:/|$)')
 
 def check_table(table: pd.DataFrame,                     # of str; with at least path, speaker, and label or emotion
@@ -107,7 +107,7 @@ def check_table(table: pd.DataFrame,                     # of str; with at least
     blank = {c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table}
     return table.assign(**blank)[list(COLUMNS)]
 
-# %% ../nbs/02_corpora.ipynb #a603b7c1
+# %% ../nbs/02_corpora.ipynb #0308a7ca
 def with_numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
     try: return table.assign(**{c: pd.to_numeric(table[c].replace('', np.nan)) for c in NUMBERS})
     except ValueError as err: raise BadInput(f'{name}: {" and ".join(NUMBERS)} must be numbers ({str(err)[:80]})') from err
@@ -126,7 +126,7 @@ def released(name: str) -> pd.DataFrame: # COLUMNS without label, one row a rele
     if not re.fullmatch(r'\w+', name) or not path.is_file(): raise BadInput(f'{name}: no manifest of a release of that name is known')
     return with_numbers(read_csv(path, tuple(c for c in COLUMNS if c != 'label')), str(path))
 
-# %% ../nbs/02_corpora.ipynb #d9382a70
+# %% ../nbs/02_corpora.ipynb #fade07a9
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 
 def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relative to root, sorted
@@ -149,7 +149,8 @@ def to_table(rows: list[dict], root: Path, like: str) -> pd.DataFrame: # path, e
     name = table.speaker + '/' + [row.get('utterance', PurePosixPath(row['path']).stem) for row in rows]
     if (twice := name.duplicated()).any():
         one, other = table.path[name == name[twice.argmax()]][:2]
-        raise BadInput(f'{root}: {one} and {other} are the same utterance; keep one of them')
+        raise BadInput(f'{root}: {one} and {other} are the same utterance; keep one of them' if one != other else
+                       f'{root}: {one} is labelled twice; is a label file there twice?')
     return table
 
 def by_name(root: Path, like: str, # a name in the release, for the message
@@ -162,7 +163,7 @@ def by_name(root: Path, like: str, # a name in the release, for the message
 
 GENDERS = {'M': 'male', 'F': 'female'}
 
-# %% ../nbs/02_corpora.ipynb #faf68954
+# %% ../nbs/02_corpora.ipynb #9595ea1e
 IEMOCAP_TURN = re.compile(r'\[[\d.]+ - [\d.]+\]\t(Ses(\d\d)[FM]_\w+_([FM])\w*)\t(\w+)\t\[')
 
 def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suffix -> path
@@ -197,7 +198,7 @@ def read_iemocap(root: Path) -> pd.DataFrame:
                              session=session, gender=GENDERS[spoken_by], text_id=script[0] if script else ''))
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Session1/dialog/EmoEvaluation/Ses01F_impro01.txt')
 
-# %% ../nbs/02_corpora.ipynb #fbe103e8
+# %% ../nbs/02_corpora.ipynb #f9a27736
 MSP_TURN = re.compile(r'(?:UTD|MSP)-(IMPROV-(S\d\d)[A-Z]-([FM])(\d)(\d)-([PRST])-\w+)\.\w+ *; *([A-Z]) *;')
 
 def read_msp_improv(root: Path) -> pd.DataFrame:
@@ -214,7 +215,7 @@ def read_msp_improv(root: Path) -> pd.DataFrame:
         if rows.setdefault(name, row) != row: raise BadInput(f'{root}: {labels[-1]} gives {name} a second label, {emotion} beside {rows[name]["emotion"]}')
     return to_table(sorted(rows.values(), key=lambda row: row['path']), root, 'Evalution.txt')
 
-# %% ../nbs/02_corpora.ipynb #eedbfb0f
+# %% ../nbs/02_corpora.ipynb #3bdfa82d
 def read_cremad(root: Path) -> pd.DataFrame:
     "CREMA-D (Cao et al. 2014): the third field is the emotion, the first the speaker."
     people = next(root.rglob('VideoDemographics.csv'), None)
@@ -226,7 +227,7 @@ def read_cremad(root: Path) -> pd.DataFrame:
         return dict(emotion=fields[2], speaker=fields[0], gender=sexes.get(fields[0], ''), text_id=fields[1])
     return by_name(root, 'AudioWAV/1001_DFA_ANG_XX.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #55cb2ab8
+# %% ../nbs/02_corpora.ipynb #47c0e1f3
 def read_ravdess(root: Path) -> pd.DataFrame:
     "RAVDESS (Livingstone & Russo 2018): the third number is the emotion, the last the speaker; songs are left out."
     def facts(path):
@@ -235,7 +236,7 @@ def read_ravdess(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=speaker, gender='male' if int(speaker) % 2 else 'female', text_id=statement)
     return by_name(root, '03-01-05-01-02-01-12.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #9287e51a
+# %% ../nbs/02_corpora.ipynb #b377f248
 def read_emodb(root: Path) -> pd.DataFrame:
     "EmoDB (Burkhardt et al. 2005): the sixth character is the emotion, the first two are the speaker."
     def facts(path):
@@ -244,7 +245,7 @@ def read_emodb(root: Path) -> pd.DataFrame:
         return dict(emotion=path.stem[5], speaker=speaker, gender='male' if speaker in {'03', '10', '11', '12', '15'} else 'female', text_id=path.stem[2:5])
     return by_name(root, '03a01Fa.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #d3467c5e
+# %% ../nbs/02_corpora.ipynb #0582b36a
 def read_savee(root: Path) -> pd.DataFrame:
     "SAVEE (Jackson & Haq 2014): letters are the emotion, before them stands the speaker."
     def facts(path):
@@ -252,7 +253,7 @@ def read_savee(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[2], gender='male', text_id=found[2] + found[3], utterance=found[2] + found[3]) if found else None
     return by_name(root, 'DC/a01.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #d08c3113
+# %% ../nbs/02_corpora.ipynb #c05ab2d1
 def read_tess(root: Path) -> pd.DataFrame:
     "TESS (Dupuis & Pichora-Fuller 2010): the last field is the emotion, the first the speaker."
     def facts(path):
@@ -261,7 +262,7 @@ def read_tess(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1] + 'F', emotion=found[3].lower(), gender='female', text_id=found[2], utterance=f'{found[2]}_{found[3].lower()}')
     return by_name(root, 'OAF_back_angry.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #ed725a76
+# %% ../nbs/02_corpora.ipynb #b4815bd3
 def read_nemo(root: Path) -> pd.DataFrame:
     "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv or the manifest."
     about = next(root.rglob('data.tsv'), None)
@@ -272,7 +273,7 @@ def read_nemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[2], gender=gender.get(found[1], ''), text_id=found[3]) if found else None
     return by_name(root, 'samples/EB0_anger_1.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #c075f09d
+# %% ../nbs/02_corpora.ipynb #7f134ffb
 def read_urdu(root: Path) -> pd.DataFrame:
     "URDU (Latif et al. 2018): the folder, or the third field, is the emotion, the first field the speaker."
     words = {'A': 'Angry', 'H': 'Happy', 'N': 'Neutral', 'S': 'Sad'}
@@ -283,7 +284,7 @@ def read_urdu(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=found[1], gender=GENDERS[found[2]])
     return by_name(root, 'Angry/SM1_F10_A010.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #d3f0ee49
+# %% ../nbs/02_corpora.ipynb #972fe4c8
 def read_esd(root: Path) -> pd.DataFrame:
     "ESD (Zhou et al. 2021): a folder is the emotion, the first field the speaker, 0001 to 0010 of Mandarin."
     def facts(path):
@@ -293,7 +294,7 @@ def read_esd(root: Path) -> pd.DataFrame:
         return dict(emotion=found[2], speaker=found[1], text_id=f'{language}_{(int(found[3]) - 1) % 350 + 1:03}')
     return by_name(root, '0011/Angry/0011_000351.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #032380da
+# %% ../nbs/02_corpora.ipynb #e559f290
 def read_shemo(root: Path) -> pd.DataFrame:
     "ShEMO (Mohamad Nezami et al. 2019): the fourth character is the emotion, the first three are the speaker."
     def facts(path):
@@ -301,7 +302,7 @@ def read_shemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[3], gender=GENDERS[found[2]]) if found else None
     return by_name(root, 'F24A24.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #a1fdf1b1
+# %% ../nbs/02_corpora.ipynb #528d213f
 def read_msp_podcast(root: Path) -> pd.DataFrame:
     "MSP-Podcast (Lotfian & Busso 2019): perceived labels by its table; unknown speakers are left out."
     tables = [path for path in find_files(root, {'.csv'}) if path.stem in ('labels_consensus', 'labels_concensus')]
@@ -313,12 +314,12 @@ def read_msp_podcast(root: Path) -> pd.DataFrame:
             for row in table.itertuples() if row.SpkrID.lower() not in ('unknown', '')]
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Labels/labels_consensus.csv')
 
-# %% ../nbs/02_corpora.ipynb #3d42d768
+# %% ../nbs/02_corpora.ipynb #befe4478
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     'iemocap': read_iemocap, 'msp_improv': read_msp_improv, 'cremad': read_cremad, 'ravdess': read_ravdess, 'emodb': read_emodb,
     'savee': read_savee, 'tess': read_tess, 'nemo': read_nemo, 'urdu': read_urdu, 'esd': read_esd, 'shemo': read_shemo, 'msp_podcast': read_msp_podcast}
 
-# %% ../nbs/02_corpora.ipynb #c1ae0019
+# %% ../nbs/02_corpora.ipynb #9a015f52
 def read_corpus(name: str,                     # picks the reader and the lines of the label map
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
@@ -359,13 +360,13 @@ def load_corpus(name: str,                     # the name of its folder
         if wrong: raise BadInput(f'{listed}: {len(wrong)} of {len(corpus.table)} recordings {what}, the first is {brief(wrong[0])}')
     return corpus
 
-# %% ../nbs/02_corpora.ipynb #b1f81cf5
+# %% ../nbs/02_corpora.ipynb #9968577b
 def describe(corpus: Corpus) -> pd.DataFrame: # one row
     "How many utterances of each label, how many speakers."
     counts = corpus.table.label.value_counts().reindex(LABELS, fill_value=0)
     return pd.DataFrame(dict(utterances=len(corpus.table), **counts, speakers=corpus.table.speaker.nunique()), index=[corpus.name])
 
-# %% ../nbs/02_corpora.ipynb #11a623d5
+# %% ../nbs/02_corpora.ipynb #555fd127
 MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # how a file of each kind begins
 
 def write_recordings(data, part: str, folder: Path, columns: dict[str, str]) -> list[dict]: # rows of a manifest

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NO_TEXT', 'PARTS', 'groups', 'stratified', 'fold_of', 'hold_out', 'fold_of_text', 'Split', 'source_split',
            'target_split', 'audit', 'check_split', 'make_splits', 'freeze', 'split_hash', 'read_split', 'plan_folds',
-           'speaker_confound', 'two_labels', 'audit_corpus']
+           'split_corpus', 'speaker_confound', 'two_labels', 'audit_folds', 'audit_corpus']
 
-# %% ../nbs/04_splits.ipynb #70dd9c65
+# %% ../nbs/04_splits.ipynb #70fd87de
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from .config import LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash
 from .corpora import Corpus, check_table, read_csv, read_label_map, released, shipped
 
-# %% ../nbs/04_splits.ipynb #35d0d2f6
+# %% ../nbs/04_splits.ipynb #5637d2f7
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together
     "Sessions or speakers, as the protocol has it. Raises `BadInput` where sessions are wanted and there are none."
     sessions = (table.session != '').all()
@@ -43,7 +43,7 @@ def fold_of(table: pd.DataFrame,
     if group.nunique() != folds: raise BadInput(f'folds: {protocol} makes {group.nunique()} folds here, not {folds}')
     return np.unique(group, return_inverse=True)[1]
 
-# %% ../nbs/04_splits.ipynb #028dcb41
+# %% ../nbs/04_splits.ipynb #186abd30
 def hold_out(table: pd.DataFrame,
              rows: np.ndarray, # (n,) the utterances to divide
              share: float,     # of the utterances, to be held out
@@ -62,7 +62,7 @@ def hold_out(table: pd.DataFrame,
     out = np.isin(table.speaker.iloc[rows], counts.index[choices[cost.argmin()]])
     return rows[~out], rows[out]
 
-# %% ../nbs/04_splits.ipynb #049dc82f
+# %% ../nbs/04_splits.ipynb #7a3a571f
 NO_TEXT = -1
 
 def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_TEXT where an utterance has none
@@ -73,7 +73,7 @@ def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_
     found[spoken] = stratified(table[spoken], table.text_id[spoken], folds)
     return found
 
-# %% ../nbs/04_splits.ipynb #f8841659
+# %% ../nbs/04_splits.ipynb #8d3e4dee
 @dataclass(frozen=True)
 class Split:
     "Row numbers of a table; no speaker is in two parts."
@@ -100,7 +100,7 @@ def target_split(table: pd.DataFrame,
     rest = np.flatnonzero(~tested & (text != fold))
     return Split(*hold_out(table, rest, share, seed), np.flatnonzero(tested & ((text == fold) | (text == NO_TEXT))))
 
-# %% ../nbs/04_splits.ipynb #826b83a6
+# %% ../nbs/04_splits.ipynb #e8fe5ee2
 def audit(table: pd.DataFrame,
           split: Split,
           clips: np.ndarray | None = None, # (n,) equal where two rows are the same clip; None: not known
@@ -121,7 +121,7 @@ def check_split(table: pd.DataFrame, split: Split) -> None:
     for name in ('train', 'valid'):
         if not len(getattr(split, name)): raise BadInput(f'split: there are no utterances to {name} on; more speakers are needed')
 
-# %% ../nbs/04_splits.ipynb #cb5f8c63
+# %% ../nbs/04_splits.ipynb #480b5ffe
 PARTS = ('train', 'valid', 'test')
 
 def make_splits(table: pd.DataFrame, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]:
@@ -155,7 +155,7 @@ def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one a fold
     for split in splits: check_split(table, split)
     return splits
 
-# %% ../nbs/04_splits.ipynb #82564683
+# %% ../nbs/04_splits.ipynb #ba9d07d1
 def plan_folds(corpus: Corpus,
                protocol: str = '',   # one of PROTOCOLS; '': frozen where there is a split.csv, else the corpus's default
                folds: int = 3,       # how many, if the protocol is k_fold
@@ -167,27 +167,41 @@ def plan_folds(corpus: Corpus,
     if protocol == 'frozen': return dict(protocol=protocol, folds=len(read_split(file, corpus.table)))
     return dict(protocol=protocol, folds=folds if protocol == 'k_fold' else groups(corpus.table, protocol).nunique())
 
-# %% ../nbs/04_splits.ipynb #e524b82c
+# %% ../nbs/04_splits.ipynb #5a5f931c
+def split_corpus(corpus: Corpus, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]: # one a fold
+    "The splits of all folds, made by the plan's protocol or read from split.csv."
+    if plan['protocol'] == 'frozen': return read_split(corpus.root / 'split.csv', corpus.table)
+    return make_splits(corpus.table, plan, share, seed, disjoint_texts)
+
+# %% ../nbs/04_splits.ipynb #c8359542
 def speaker_confound(table: pd.DataFrame) -> tuple[float, float]: # accuracy given the speaker, accuracy given nothing
     "How often guessing the speaker's most frequent label is right, and how often guessing the corpus's."
     counts = pd.crosstab(table.speaker, table.label)
     return float(counts.max(axis=1).sum() / len(table)), float(counts.sum().max() / len(table))
 
-# %% ../nbs/04_splits.ipynb #cd1ca4a5
+# %% ../nbs/04_splits.ipynb #0e9b5eb7
 def two_labels(labels: pd.Series, same: pd.Series | np.ndarray) -> int:
     "How many clips occur with more than one label; `same` is equal where two rows are the same clip, '' where nothing is known."
     facts = pd.DataFrame(dict(label=labels.to_numpy(), same=np.asarray(same)))
     return int((facts[facts.same != ''].groupby('same').label.nunique() > 1).sum())
 
+def audit_folds(table: pd.DataFrame, splits: list[Split], clips: np.ndarray | None = None) -> pd.DataFrame: # one row a fold
+    "Sizes, and what any two parts share; of texts, those tested that were trained or validated on. '–' where it is not known."
+    known = {'speaker': True, 'path': True, 'sha256': (table.sha256 != '').any(), 'clip': clips is not None}
+    names = {'speaker': 'shared speakers', 'path': 'shared files', 'sha256': 'shared checksums', 'clip': 'shared clips'}
+    rows = []
+    for split in splits:
+        found = audit(table, split, clips)
+        shared = {names[c]: found[c].max() if known[c] else '–' for c in names}
+        texts = found.text_id[['train and test', 'valid and test']].max() if (table.text_id != '').any() else '–'
+        rows.append({part: len(getattr(split, part)) for part in PARTS} | shared | {'shared texts': texts})
+    return pd.DataFrame(rows).rename_axis(index='fold')
+
 def audit_corpus(name: str, table: pd.DataFrame, splits: list[Split], clips: np.ndarray | None = None) -> pd.DataFrame: # one row
     "What the splits of a corpus share at most, and what its speakers give away."
-    found = [audit(table, split, clips) for split in splits]
-    worst = pd.concat(found).max()
-    texts = max(rows.text_id[['train and test', 'valid and test']].max() for rows in found) if (table.text_id != '').any() else '–'
-    known = {'checksum': (table.sha256 != '').any(), 'clip': clips is not None}
-    given, alone = speaker_confound(table)
+    worst = audit_folds(table, splits, clips).drop(columns=list(PARTS)).max().to_dict()
     same = clips if clips is not None else table.sha256
-    return pd.DataFrame({'utterances': len(table), 'speakers': table.speaker.nunique(), 'folds': len(splits), 'shared speakers': worst.speaker,
-                         'shared checksums': worst.sha256 if known['checksum'] else '–', 'shared clips': worst.clip if known['clip'] else '–',
-                         'shared texts': texts, 'clips with two labels': two_labels(table.label, same) if any(known.values()) else '–',
+    given, alone = speaker_confound(table)
+    return pd.DataFrame({'utterances': len(table), 'speakers': table.speaker.nunique(), 'folds': len(splits), **worst,
+                         'clips with two labels': two_labels(table.label, same) if (same != '').any() else '–',
                          'speaker tells label': f'{given:.0%}', 'nothing tells label': f'{alone:.0%}'}, index=[name])
