@@ -12,6 +12,9 @@ pythons = [f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 
 setup(name=settings['lib_name'], version=settings['version'], description=settings['description'],
       long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
       author=settings['author'], license='Apache-2.0', classifiers=pythons, url=settings['git_url'],
-      entry_points={}, keywords=settings['keywords'].split(), packages=['cdser'],
+      entry_points={'console_scripts': settings['console_scripts'].split()}, keywords=settings['keywords'].split(),
+      packages=['cdser', 'cdser.data_manifests'], package_dir={'cdser.data_manifests': 'data_manifests'},
+      package_data={'cdser.data_manifests': ['*.csv', 'splits/*.csv']},
       python_requires='>=' + settings['min_python'], install_requires=settings['requirements'].split(),
-      extras_require={'notebooks': settings['notebook_requirements'].split(), 'dev': settings['dev_requirements'].split()})
+      extras_require={extra: settings[f'{name}_requirements'].split()
+                      for extra, name in (('notebooks', 'notebook'), ('datasets', 'datasets'), ('dev', 'dev'))})

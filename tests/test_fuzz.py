@@ -1,0 +1,740 @@
+"Fuzzed inputs: each is read, or refused with one clear error; nothing crashes or hangs, nothing outside the root is touched."
+# A failing case is run again, in an empty folder, by: attempt('truncated', 17, Path('/tmp/again'))
+import csv
+import faulthandler
+import io
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+from numpy.random import Generator
+
+from cdser.audio import LONGEST, RATES, SHORTEST, AudioStore, as_int16, load_audio, open_store
+from cdser.config import LABELS, SAMPLE_RATE, BadInput
+from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, load_corpus, read_label_map, shipped, write_manifest
+from cdser.splits import NO_TEXT, Split, freeze, make_splits, read_split
+
+SEED = 2026
+PATIENCE = 60     # seconds before a case counts as hanging; no measure of speed
+MEMORY = 300      # MiB that the cases of a kind may add
+MESSAGE = 600     # characters of an error about one file
+
+
+# ---- what is asked of every case
+
+@dataclass(frozen=True)
+class Case:
+    "One fuzzed input and what is asked about it."
+    ask: Callable[[], object]
+    names: tuple[Path, ...]  # what a refusal must name: one of them
+    want: str = ''           # 'read' or 'refused', where only one of them is right
+    files: int = 1           # how many a refusal may speak of
+
+
+KINDS: dict[str, tuple[Callable[[Generator, Path, int], Case], int, int]] = {} # name -> maker, cases, MiB
+
+
+def kind(cases: int, memory: int = MEMORY):
+    "Add a maker of cases to the table: `make(rng, root, number)` writes below `root`."
+    def keep(make): KINDS[make.__name__] = (make, cases, memory); return make
+    return keep
+
+
+def check_samples(samples: np.ndarray, max_seconds: float = LONGEST) -> None:
+    assert samples.dtype == np.float32 and samples.ndim == 1 and np.isfinite(samples).all()
+    assert SHORTEST * SAMPLE_RATE - 1 <= len(samples) <= max_seconds * SAMPLE_RATE + 1, f'{len(samples)} samples'
+    as_int16(samples)
+
+
+def check_corpus(corpus: Corpus) -> None:
+    "A checked table: of known labels, text and numbers where they belong, and recordings that lie in the folder."
+    table, top = corpus.table, os.path.realpath(corpus.root) + os.sep
+    assert list(table) == list(COLUMNS) and len(table) and table.label.isin(LABELS).all()
+    for column in COLUMNS:
+        if column in NUMBERS: assert table[column].dtype.kind in 'iuf', f'{column} is {table[column].dtype}'
+        else: assert all(isinstance(value, str) for value in table[column]), f'{column} holds {table[column].map(type).unique()}'
+    assert table.path.is_unique and (table.speaker != '').all()
+    for path in corpus.paths: assert os.path.isfile(path) and os.path.realpath(path).startswith(top), f'{path} is not inside'
+
+
+def check_map(emotions: dict) -> None:
+    for known in emotions.values(): assert known and set(known.values()) <= {'', *LABELS}
+
+
+def check_splits(splits: list[Split]) -> None:
+    for split in splits:
+        rows = np.concatenate([split.train, split.valid, split.test])
+        assert len(split.train) and len(split.valid) and len(set(rows)) == len(rows)
+
+
+def check_store(store: AudioStore) -> None:
+    assert len(store) and store.offsets[-1] == len(store.samples) and store.lengths.min() >= SHORTEST * SAMPLE_RATE - 1
+
+
+CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, dict: check_map, list: check_splits, AudioStore: check_store}
+
+
+def check_message(message: str, case: Case) -> None:
+    "One short text that names what it is about."
+    names = [name for path in case.names for name in (str(path), repr(os.fsencode(path.name)))]
+    assert any(name in message for name in names), f'{message[:300]!r} names none of {names[:4]}'
+    assert len(message) < MESSAGE * case.files, f'a message of {len(message)} characters: {message[:300]!r}'
+    assert 'Traceback' not in message and '.py"' not in message, message
+
+
+# ---- what lies outside, and who looks at it
+
+OUTSIDE: list[str] = []         # the folder that is watched while a case is asked
+TOUCHED: list[tuple] = []       # what was done there
+
+
+def watch(event: str, args: tuple) -> None:
+    "An audit hook: whatever Python opens, lists or changes outside is noted, through links too."
+    if not OUTSIDE or not (event == 'open' or event.startswith(('os.', 'sf.'))): return
+    for arg in args[:2]:
+        if not isinstance(arg, (str, bytes, os.PathLike)): continue
+        try: real = os.path.realpath(os.fsdecode(arg))
+        except ValueError: continue # a NUL byte: nobody can open that
+        if (real + os.sep).startswith(OUTSIDE[0] + os.sep): TOUCHED.append((event, real))
+
+
+class WatchedFile(sf.SoundFile):
+    "libsndfile opens files in C, where no audit hook sees it."
+    def __init__(self, file, *args, **options):
+        watch('sf.SoundFile', (file,))
+        super().__init__(file, *args, **options)
+
+
+def contents(folder: Path) -> dict: # path -> bytes, mtime
+    found = {path: path.lstat() for path in sorted(folder.rglob('*'))}
+    return {path: (path.read_bytes() if path.is_file() else b'', facts.st_mtime_ns, facts.st_mode) for path, facts in found.items()}
+
+
+def listing(folder: Path) -> set[str]:
+    return {os.path.join(top, name) for top, folders, names in os.walk(folder) for name in folders + names}
+
+
+class Hung(BaseException):
+    "Not an Exception: nobody who catches errors of a file may catch this one."
+
+
+@contextmanager
+def strictly(outside: Path) -> Iterator[None]:
+    "Warnings are errors, waiting ends, and what is done outside is noted."
+    def stop(*_): raise Hung
+    before = signal.signal(signal.SIGALRM, stop)
+    TOUCHED.clear(), OUTSIDE.append(os.path.realpath(outside)), signal.alarm(PATIENCE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            for harmless in (DeprecationWarning, PendingDeprecationWarning, FutureWarning): warnings.simplefilter('ignore', harmless)
+            yield
+    finally:
+        signal.alarm(0), OUTSIDE.clear()
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(name: str, number: int, tmp: Path) -> str: # 'read', or the message of the refusal
+    "Make a case and ask; anything but an answer or one clear refusal is an AssertionError."
+    root, outside = tmp / 'root' / str(number), tmp / 'outside'
+    root.mkdir(parents=True)
+    write_canaries(outside)
+    case = KINDS[name][0](np.random.default_rng([SEED, zlib.crc32(name.encode()), number]), root, number)
+    before = listing(root)
+    with strictly(outside):
+        try: found = case.ask()
+        except BadInput as err: found = str(err)
+        except Hung: raise AssertionError(f'no answer in {PATIENCE} seconds') from None
+        except Exception as err: raise AssertionError(f'{type(err).__name__}: {str(err)[:300]}') from err
+    assert not TOUCHED, f'touched outside the root: {TOUCHED[:3]}'
+    left = {path for path in listing(root) ^ before if Path(path).relative_to(root).parts[0] != 'store'}
+    assert not left, f'left behind, or gone: {sorted(left)[:3]}'
+    if isinstance(found, str): check_message(found, case)
+    else: CHECKS[type(found)](found)
+    answer = 'refused' if isinstance(found, str) else 'read'
+    assert case.want in ('', answer), f'{answer}, and should be {case.want}: {str(found)[:300]}'
+    return found if answer == 'refused' else 'read'
+
+
+# ---- audio: seeds and how they are spoilt
+
+def voice(seconds: float = .3, rate: int = SAMPLE_RATE, channels: int = 1) -> np.ndarray: # (samples, channels) float32
+    t = np.arange(round(seconds * rate)) / rate
+    tones = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 6)) + np.random.default_rng(0).normal(0, .05, len(t))
+    return np.repeat((.1 * tones)[:, None], channels, 1).astype(np.float32)
+
+
+def recording(samples: np.ndarray, rate: int, container: str, subtype: str | None = None) -> bytes:
+    held = io.BytesIO()
+    sf.write(held, samples, rate, format=container, subtype=subtype)
+    return held.getvalue()
+
+
+@cache
+def seeds() -> dict[str, bytes]: # name with its suffix -> a small good file
+    plain = {'pcm16.wav': ('WAV', 'PCM_16'), 'pcm24.wav': ('WAV', 'PCM_24'), 'float.wav': ('WAV', 'FLOAT'), 'ulaw.wav': ('WAV', 'ULAW'),
+             'double.wav': ('WAV', 'DOUBLE'), 'ima.wav': ('WAV', 'IMA_ADPCM'), 'ms.wav': ('WAV', 'MS_ADPCM'), 'gsm.wav': ('WAV', 'GSM610'),
+             'wavex.wav': ('WAVEX', 'PCM_16'), 'rf64.wav': ('RF64', 'PCM_16'), 'a.flac': ('FLAC', 'PCM_16'), 'b.flac': ('FLAC', 'PCM_24'),
+             'a.ogg': ('OGG', 'VORBIS'), 'a.opus': ('OGG', 'OPUS'), 'a.mp3': ('MP3', 'MPEG_LAYER_III'),
+             'a.aiff': ('AIFF', 'PCM_16'), 'a.au': ('AU', 'PCM_16'), 'a.caf': ('CAF', 'ALAC_16'), 'a.w64': ('W64', 'PCM_16')}
+    stereo = {'stereo.wav': ('WAV', 'FLOAT'), 'stereo.flac': ('FLAC', 'PCM_16'), 'stereo.ogg': ('OGG', 'VORBIS'), 'stereo.mp3': ('MP3', 'MPEG_LAYER_III')}
+    return {name: recording(voice(), SAMPLE_RATE, *how) for name, how in plain.items()} | \
+           {name: recording(voice(.25, 44_100, 2), 44_100, *how) for name, how in stereo.items()}
+
+
+@cache
+def canaries() -> dict[str, bytes]:
+    "What lies outside; each would be accepted, were it inside."
+    return {'canary.wav': seeds()['pcm16.wav'], 'sub/canary.wav': seeds()['pcm16.wav'],
+            'canary.csv': MANIFEST, 'manifest.csv': MANIFEST, 'iemocap.txt': IEMOCAP, 'msp_improv.txt': IMPROV, 'msp_podcast.csv': PODCAST,
+            'nemo.tsv': NEMO, 'cremad.csv': CREMAD, **{f'{letter}.wav': b'x' for letter in 'abcdef'}}
+
+
+def write_canaries(outside: Path) -> None:
+    if outside.exists(): return
+    for name, content in canaries().items():
+        (outside / name).parent.mkdir(parents=True, exist_ok=True)
+        (outside / name).write_bytes(content)
+        os.utime(outside / name, ns=(10**18, 10**18))
+
+
+def beside(root: Path) -> Path: # the folder outside, seen from that of a case
+    return root.parent.parent / 'outside'
+
+
+def pick(rng: Generator, items):
+    items = list(items)
+    return items[rng.integers(len(items))]
+
+
+def listen(path: Path, want: str = '', max_seconds: float | None = None) -> Case:
+    return Case(lambda: load_audio(path, max_seconds), (path,), want)
+
+
+def as_file(rng: Generator, root: Path, name: str, content: bytes, want: str = '') -> Case:
+    (root / name).write_bytes(content)
+    return listen(root / name, want, pick(rng, (None, None, 15., .2)))
+
+
+def flip(rng: Generator, data: bytes, below: int) -> bytes:
+    "Between 1 and 64 bits, all in the first `below` bytes."
+    found = np.frombuffer(data, np.uint8).copy()
+    bits = rng.integers(min(below, len(found)) * 8, size=2 ** rng.integers(7))
+    np.bitwise_xor.at(found, bits // 8, (1 << bits % 8).astype(np.uint8))
+    return found.tobytes()
+
+
+@kind(len(seeds()) + 120)
+def odd_rates_and_channels(rng, root, i):
+    "First the seeds themselves; then any rate and number of channels: what is believed is read, the rest refused."
+    if i < len(seeds()): return as_file(rng, root, *list(seeds().items())[i], want='read')
+    suffix = pick(rng, ('.wav', '.wav', '.flac'))
+    rate = int(pick(rng, (rng.integers(*RATES), rng.integers(1, RATES[0]), rng.integers(RATES[1] + 1, 655_350), *RATES, 11_111, 22_051, 44_056)))
+    channels = int(pick(rng, (1, 2, 3, 5, 8) if suffix == '.flac' else (1, 2, 3, 5, 8, 17, 64, 255, 1024)))
+    content = recording(voice(.3, rate, channels) if rate * channels < 3e7 else voice(.3, rate), rate, suffix[1:].upper())
+    return as_file(rng, root, f'a{suffix}', content, 'read' if RATES[0] <= rate <= RATES[1] else 'refused')
+
+
+@kind(280)
+def truncated(rng, root, i):
+    name, content = pick(rng, seeds().items())
+    return as_file(rng, root, name, content[:rng.integers(min(len(content), pick(rng, (64, 10**9))))])
+
+
+@kind(280)
+def flipped_bits(rng, root, i):
+    name, content = pick(rng, seeds().items())
+    return as_file(rng, root, name, flip(rng, content, len(content)))
+
+
+@kind(280)
+def flipped_bits_in_the_header(rng, root, i):
+    name, content = pick(rng, seeds().items())
+    return as_file(rng, root, name, flip(rng, content, int(pick(rng, (16, 64, 128)))))
+
+
+@kind(160)
+def inserted_and_deleted_bytes(rng, root, i):
+    name, content = pick(rng, seeds().items())
+    for _ in range(rng.integers(1, 4)):
+        at, n = rng.integers(len(content)), int(2 ** rng.integers(12))
+        content = pick(rng, (content[:at] + rng.bytes(n) + content[at:], content[:at] + content[at + n:] or b'\0',
+                             content[:at] + bytes(n) + content[at + n:], content[:at] + content[at:at + n] + content[at:]))
+    return as_file(rng, root, name, content)
+
+
+@kind(100)
+def wrong_extension(rng, root, i):
+    "What a file is called does not matter, or is an error."
+    suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.WAV', '.txt', '', '.', '.raw', '.RAW', '.au', '.gsm', '.vox', '.sd2', '.aiff', '.mat', '.pcm', '.é')
+    return as_file(rng, root, f'a{suffixes[i % len(suffixes)]}', pick(rng, seeds().values()))
+
+
+WAV_FIELDS = {'riff_size': (4, 'I'), 'fmt_size': (16, 'I'), 'format': (20, 'H'), 'channels': (22, 'H'), 'rate': (24, 'I'),
+              'byte_rate': (28, 'I'), 'block_align': (32, 'H'), 'bits': (34, 'H'), 'data_size': (40, 'I')}
+EXTREMES = (0, 1, 2, 3, 4, 7, 8, 15, 17, 24, 32, 64, 255, 256, 1024, 1025, 2**15 - 1, 2**15, 2**16 - 2, 2**16 - 1,
+            2**24, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
+
+
+@kind(300)
+def rewritten_wav_headers(rng, root, i):
+    "Each field takes each extreme value alone; then several take random ones together."
+    content = bytearray(recording(voice(), SAMPLE_RATE, 'WAV', 'PCM_16'))
+    assert content[36:40] == b'data'
+    known = [(field, value) for field in WAV_FIELDS for value in EXTREMES if value < 2**16 or WAV_FIELDS[field][1] == 'I']
+    chosen = [known[i]] if i < len(known) else [pick(rng, known) for _ in range(rng.integers(2, 5))]
+    for field, value in chosen: struct.pack_into('<' + WAV_FIELDS[field][1], content, WAV_FIELDS[field][0], value)
+    return as_file(rng, root, 'a.wav', bytes(content))
+
+
+@kind(160)
+def rewritten_flac_headers(rng, root, i):
+    "STREAMINFO: sizes of blocks and frames, then 20 bits of rate, 3 of channels, 5 of depth, 36 of samples, and a checksum."
+    content = bytearray(seeds()[pick(rng, ('a.flac', 'b.flac', 'stereo.flac'))])
+    held = int.from_bytes(content[18:26], 'big')
+    for shift, width in [((44, 20), (41, 3), (36, 5), (0, 36))[i % 4]] + [(0, 36)] * (i % 3 == 0):
+        top = 2**width - 1
+        held = held & ~(top << shift) | int(pick(rng, (0, 1, top, top - 1, top // 2, rng.integers(top)))) << shift
+    if i % 5: content[18:26] = held.to_bytes(8, 'big')
+    if i % 5 in (0, 1): content[8:18] = pick(rng, (bytes(10), b'\xff' * 10, rng.bytes(10)))
+    return as_file(rng, root, 'a.flac', bytes(content))
+
+
+@kind(80)
+def joined_files(rng, root, i):
+    name, content = pick(rng, seeds().items())
+    return as_file(rng, root, name, content + b''.join(pick(rng, seeds().values()) for _ in range(rng.integers(1, 4))))
+
+
+MAGIC = (b'RIFF\xff\xff\xff\x7fWAVEfmt ', b'RIFF$\0\0\0WAVEdata', b'RF64\xff\xff\xff\xffWAVEds64', b'RIFX\0\0\0\0WAVEfmt ', b'fLaC\0\0\0"', b'fLaC',
+         b'OggS\0\2' + bytes(8), b'OggS', b'ID3\4\0\0\0\0\x7f\x7f', b'\xff\xfb\x90\x64', b'\xff\xf3', b'FORM\0\0\0\0AIFFCOMM', b'.snd\0\0\0\x18',
+         b'caff\0\1\0\0desc', b'riff.\x91\xcf\x11', b'Creative Voice File\x1a', b'NIST_1A\n   1024\n', b'2BIT', b' paf', b'MATLAB 5.0 MAT-file', b'SDS')
+NO_AUDIO = (b'', b'\0', b'a', bytes(44), bytes(5000), b'RIFF', b'no audio', b'a,b\r\n' * 999, b'\xef\xbb\xbf', b'<!DOCTYPE html><html>404</html>' * 20,
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:' + b'0' * 64 + b'\nsize 72862\n', b'PK\3\4' + bytes(999), b'\x1f\x8b\x08' + bytes(99))
+
+
+@kind(160)
+def no_audio(rng, root, i):
+    "Nothing, zeros, text, a pointer of Git LFS; and the right magic before random bytes."
+    suffix = ('.wav', '.flac', '.ogg', '.opus', '.mp3')[i % 5]
+    if i < 5 * len(NO_AUDIO): return as_file(rng, root, f'a{suffix}', NO_AUDIO[i // 5], 'refused')
+    return as_file(rng, root, f'a{suffix}', pick(rng, MAGIC) + rng.bytes(int(2 ** rng.integers(4, 14))))
+
+
+@kind(100)
+def odd_samples(rng, root, i):
+    "NaN, infinite, huge, tiny, silent, constant: in one sample or in all, at any rate."
+    rate, channels = int(pick(rng, (8_000, 16_000, 22_050, 44_100))), int(pick(rng, (1, 2, 3)))
+    samples, which = voice(.25, rate, channels).astype(np.float64), pick(rng, (slice(None), slice(100, 101), slice(-1, None), slice(0, None, 7)))
+    value = (np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e30, 1e-45, 0., 1., -1., 1e5, 2e38)[i % 12]
+    samples[which] = value
+    if i % 3 == 0: samples[which] *= np.where(np.arange(len(samples[which])) % 2, -1, 1)[:, None] # waves rather than steps
+    return as_file(rng, root, 'a.wav', recording(samples, rate, 'WAV', 'FLOAT' if np.abs(value) <= 3.4e38 else 'DOUBLE'))
+
+
+@kind(16)
+def files_of_gigabytes(rng, root, i):
+    "Hours of zeros that take no room on the disk: refused, and not held in memory."
+    rate, hours = ((16_000, 2), (192_000, 1.5), (4_000, 24), (48_000, 3))[i % 4]
+    size = int(min(hours * 3600 * rate * 2, 2**32 - 100))
+    claimed = (size, 2**32 - 1, 2**31 - 1, 0)[i // 4]
+    with open(root / 'a.wav', 'wb') as file:
+        file.write(struct.pack('<4sI4s4sIHHIIHH4sI', b'RIFF', min(claimed + 36, 2**32 - 1), b'WAVE', b'fmt ', 16, 1, 1, rate, 2 * rate, 2, 16, b'data', claimed))
+        file.write(b'\1\7' * 999)
+        file.truncate(44 + size)
+    return listen(root / 'a.wav', 'refused')
+
+
+def put_special(path: Path, what: str, content: bytes) -> str: # 'read' or 'refused': what is right
+    "Something that is no plain file, in a place where one is expected."
+    if what == 'folder': path.mkdir()
+    elif what == 'pipe': os.mkfifo(path)
+    elif what == 'nowhere': path.symlink_to('absent')
+    elif what == 'circle': path.symlink_to(path.name)
+    elif what == 'device': path.symlink_to('/dev/zero')
+    elif what == 'inside':
+        path.with_name('.linked').write_bytes(content)
+        path.symlink_to('.linked')
+    elif what == 'absent': pass
+    return 'read' if what == 'inside' else 'refused'
+
+
+SPECIAL = ('folder', 'pipe', 'nowhere', 'circle', 'device', 'inside', 'absent')
+
+
+@kind(5 * len(SPECIAL))
+def no_plain_files(rng, root, i):
+    path = root / ('a.wav', 'a.flac', 'a.mp3', 'a', '-')[i // len(SPECIAL)]
+    return listen(path, put_special(path, SPECIAL[i % len(SPECIAL)], seeds()['pcm16.wav']))
+
+
+NAMES = (' ', 'a b', ' a', 'a ', '  a  ', 'a,b', '"', '"a"', 'a"b', "it's", ',', '😀', '漢字', 'ärger', 'a\u0308rger', 'A\u030a', 'أ', '\u202eabc', 'a\u00a0b',
+         'a\u2028b', '\x85', '%2e%2e', '%s', '{path}', '$HOME', '~', '*', '?', '[a]', '#a', ';', '&', '|', '-', '--help', 'NA', 'nan', 'null', '1e5', '0', '...', '..a',
+         'con', 'aux', 'a:b', '\ufeffa', 'a\tb', 'a\nb', 'a\rb', '\x1b[31m', 'a\\b', 'C:a', 'x' * 251, 'ü' * 125, '😀' * 62, b'\xff'.decode(errors='surrogateescape'),
+         b'M\xfcller'.decode(errors='surrogateescape'), b'\xc3(\xed\xa0\x80'.decode(errors='surrogateescape'))
+LETTERS = ' ,"\'aäü\u0308ß漢😀%#&;|$()[]{}!@^~`+=-_.\u00a0\u2029'
+
+
+def odd_name(rng: Generator, i: int) -> str:
+    return NAMES[i] if i < len(NAMES) else ''.join(pick(rng, LETTERS) for _ in range(rng.integers(1, 30)))
+
+
+@kind(len(NAMES) + 30)
+def odd_names_of_recordings(rng, root, i):
+    name = odd_name(rng, i) + '.wav'
+    return as_file(rng, root, name, seeds()['pcm16.wav'], 'read' if name.isascii() else '')
+
+
+@kind(len(NAMES) + 60)
+def odd_names_in_manifests(rng, root, i):
+    "What `write_manifest` writes is read back, whatever the files are called, unless it is no name for a path."
+    names = [odd_name(rng, i) + '.wav', 'sub/' + odd_name(rng, i) + '.flac', odd_name(rng, i) + '/a.wav']
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(3)).assign(path=names, label='ang', speaker='s')
+    (root / 'mine' / 'sub').mkdir(parents=True)
+    (root / 'mine' / os.path.dirname(names[2])).mkdir(exist_ok=True)
+    for name in names: (root / 'mine' / name).write_bytes(b'x')
+    good = not any(ODD_PATH.search(name) or re.search('[\ud800-\udfff]', name) for name in names)
+    if good: write_manifest(table, root / 'mine' / 'manifest.csv')
+    else: (root / 'mine' / 'manifest.csv').write_text(table.to_csv(index=False), errors='surrogateescape')
+    return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',), 'read' if good else 'refused')
+
+
+@kind(len(NAMES) + 10)
+def odd_names_beside_a_released_corpus(rng, root, i):
+    (root / 'emodb' / 'wav').mkdir(parents=True)
+    for name in ('03a01Fa.wav', odd_name(rng, i) + '.wav'): (root / 'emodb' / 'wav' / name).write_bytes(b'x')
+    return Case(lambda: load_corpus('emodb', root), (root / 'emodb',))
+
+
+@kind(50)
+def stores_of_bad_recordings(rng, root, i):
+    "An earlier store stays as it was; a new one is whole or not there."
+    paths = [root / f'{k}.wav' for k in range(rng.integers(2, 6))]
+    for path in paths: path.write_bytes(seeds()['pcm16.wav'])
+    kept = None
+    if i % 2:
+        open_store(root / 'store', paths)
+        kept = contents(root / 'store')
+    for path in paths[:rng.integers(len(paths)) + 1]:
+        content = pick(rng, seeds().values())
+        path.write_bytes(pick(rng, (content, content[:rng.integers(len(content))], flip(rng, content, len(content)), b'')))
+    def ask():
+        try: return open_store(root / 'store', paths, pick(rng, (None, 15.)))
+        except BadInput:
+            assert (contents(root / 'store') if (root / 'store').exists() else None) == kept, 'the earlier store did not stay'
+            raise
+    return Case(ask, tuple(paths), files=len(paths))
+
+
+# ---- tables and label files: valid ones, and how they are spoilt
+
+MANIFEST = b'path,emotion,label,speaker,session,gender,text_id,duration_s,sample_rate,sha256\n' + b''.join(
+    f'{name}.wav,{label},{label},s{k % 3},{k % 2},female,t{k},0.{k}5,16000,{k:064x}\n'.encode() for k, (name, label) in enumerate(zip('abcdef', LABELS * 2)))
+IEMOCAP = b'% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n' + b''.join(
+    f'[{k}.2901 - {k}.9357]\tSes01F_{played}_{who}00{k}\t{emotion}\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\nA-{who}1:\tval 3; act 2; dom  1;\t()\n\n'.encode()
+    for k, (played, who, emotion) in enumerate([('impro01', 'F', 'neu'), ('impro01', 'M', 'ang'), ('impro01', 'F', 'exc'), ('impro01', 'M', 'fru')]))
+IMPROV = b''.join(
+    f'UTD-IMPROV-S0{k}A-{who}-{scenario}-FM0{k}.avi; {emotion}; A:3.000000; V:3.500000; D:3.000000 ; N:4.000000;\nWORKER00000001; Angry; Angry; A:3.000000;\n\n'.encode()
+    for k, (who, scenario, emotion) in enumerate([('F01', 'S', 'N'), ('M01', 'R', 'A'), ('F02', 'T', 'H'), ('M02', 'P', 'X')], 1))
+PODCAST = b'FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n' + b''.join(
+    f'MSP-PODCAST_0001_000{k}.wav,{emotion},4.2,3.4,4.6,{speaker},{gender},Train\n'.encode()
+    for k, (emotion, speaker, gender) in enumerate([('N', '127', 'Male'), ('A', '9', 'Female'), ('H', '9', 'Female'), ('N', 'Unknown', 'Unknown')]))
+NEMO = b'file_id\temotion\traw_text\tnormalized_text\tspeaker_id\tgender\tage\n' + ''.join(
+    f'{speaker}_{emotion}_{k}.wav\t{emotion}\t"Mleko" i mi\u00f3d.\tmleko\t   {speaker}\t{gender}\t27\n'
+    for k, (speaker, emotion, gender) in enumerate([('EB0', 'anger', 'female'), ('MP0', 'neutral', 'male')])).encode()
+CREMAD = b'ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,Caucasian,Not Hispanic\n1002,21,Female,Caucasian,Not Hispanic\n'
+TOKENS = (b'"', b'""', b"'", b',', b',,', b'\0', b'\xff', b'\xfc', b'\r', b'\n', b'\r\n', b'\n\n', b'\xef\xbb\xbf', b'../', b'/', b'\\', b'\t', b';', b' ', b':', b'|', b'#',
+          '\u2028'.encode(), '\x85'.encode(), 'é'.encode(), '٣'.encode(), '😀'.encode(), b'1e999', b'nan', b'[', b']', b'%', b'x' * 300, b'\x1a', b'\x1b[31m', b'-', b'_', b'.', b'0', b'Ses01F')
+
+
+def edit(rng: Generator, data: bytes) -> bytes:
+    "One to four random edits of a text."
+    for _ in range(rng.integers(1, 5)):
+        lines, at, n = data.splitlines(keepends=True) or [b'\n'], int(rng.integers(len(data) + 1)), int(rng.integers(1, 9))
+        a, b = (int(k) for k in rng.integers(len(lines), size=2))
+        data = pick(rng, (
+            data[:at] + pick(rng, TOKENS) + data[at:], data[:at] + pick(rng, TOKENS) + data[at:], data[:at] + data[at + n:], data[:at] + rng.bytes(n) + data[at + n:],
+            data[:at], b''.join(lines[:a] + lines[a + 1:]), b''.join(lines + [lines[a]]), b''.join([*lines[:a], lines[b], *lines[a + 1:]]),
+            data[:at] + data[at:].replace(pick(rng, (b',', b'\t', b';', b'\n', b'0', b'a')), pick(rng, TOKENS), int(rng.integers(1, 4)))))
+    return data
+
+
+def wide(data: bytes, field: bytes, at: int = 1) -> bytes:
+    "The same with another field in front of the first, or the last, of line `at`."
+    lines = data.splitlines(keepends=True)
+    return b''.join([*lines[:at], field + lines[at], *lines[at + 1:]])
+
+
+FORMS = { # what is done to a whole text
+    'as it is': lambda t: t, 'BOM': lambda t: b'\xef\xbb\xbf' + t, 'two BOMs': lambda t: b'\xef\xbb\xbf' * 2 + t, 'CRLF': lambda t: t.replace(b'\n', b'\r\n'),
+    'CR': lambda t: t.replace(b'\n', b'\r'), 'mixed ends': lambda t: t.replace(b'\n', b'\r\n', 2), 'no end': lambda t: t.rstrip(), 'blank lines': lambda t: t.replace(b'\n', b'\n\n'),
+    'spaces': lambda t: t.replace(b',', b' , '), 'UTF-16': lambda t: t.decode().encode('utf-16'), 'UTF-16BE': lambda t: t.decode().encode('utf-16-be'),
+    'UTF-32': lambda t: t.decode().encode('utf-32'), 'Latin-1': lambda t: t.replace(b'e', b'\xe9'), 'empty': lambda t: b'', 'one blank line': lambda t: b'\n', 'header only': lambda t: t.splitlines()[0],
+    'no header': lambda t: b''.join(t.splitlines(True)[1:]), 'header twice': lambda t: t.splitlines(True)[0] + t, 'twice': lambda t: t * 2, 'zeros': lambda t: bytes(999), 'a NUL': lambda t: wide(t, b'\0'),
+    'NULs between': lambda t: t.replace(b',', b'\0'), 'semicolons': lambda t: t.replace(b',', b';'), 'tabs': lambda t: t.replace(b',', b'\t'), 'bars': lambda t: t.replace(b',', b'|'), 'commas': lambda t: t.replace(b'\t', b',').replace(b';', b','),
+    'a quote': lambda t: wide(t, b'"'), 'a quote in the header': lambda t: b'"' + t, 'a quote at the end': lambda t: t + b'"', 'quotes': lambda t: re.sub(rb'[^,\n\t]+', rb'"\g<0>"', t), 'quoted newline': lambda t: wide(t, b'"a\nb",'),
+    'apostrophes': lambda t: re.sub(rb'[^,\n\t]+', rb"'\g<0>'", t), 'a field more': lambda t: wide(t, b'x,'), 'a field more in all': lambda t: t.replace(b'\n', b',x\n'), 'a field more in all but the header': lambda t: t.replace(b'\n', b',x\n').replace(b',x', b'', 1),
+    'a field less': lambda t: re.sub(rb'[,\t;][^,\t;\n]*\n', b'\n', t), 'a column less': lambda t: re.sub(rb'(?m)^[^,\t;\n]*[,\t;]', b'', t), 'a column twice': lambda t: re.sub(rb'(?m)^([^,\t;\n]*)([,\t;])', rb'\1\2\1\2', t), 'upper case': lambda t: t.upper(), 'lower case': lambda t: t.lower(),
+    'a comment': lambda t: b'# a comment\n' + t, 'HTML': lambda t: b'<!DOCTYPE html><html><body>404</body></html>\n', 'LFS': lambda t: NO_AUDIO[10], 'audio': lambda t: seeds()['pcm16.wav'],
+    'gzip': lambda t: b'\x1f\x8b' + zlib.compress(t), 'control Z': lambda t: t + b'\x1a', 'form feeds': lambda t: t.replace(b'\n', b'\f\n'), 'line separators': lambda t: t.replace(b'\n', '\u2028'.encode()), 'escapes': lambda t: t.replace(b',', b'\\,')}
+
+
+def spoil(rng: Generator, i: int, path: Path, text: bytes, link_out: str = '') -> str: # 'read', or '' where a refusal is right too
+    "Write a text to a path in one of the FORMS; or something that is no plain file; or with random edits."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    special = ('inside', 'folder', 'pipe', 'nowhere', 'circle', *([''] if link_out else []))
+    if len(FORMS) <= i < len(FORMS) + len(special):
+        what = special[i - len(FORMS)]
+        if what: return 'read' * (put_special(path, what, text) == 'read')
+        path.symlink_to(link_out) # what lies outside is not to be opened, good as it may be
+        return ''
+    path.write_bytes(list(FORMS.values())[i](text) if i < len(FORMS) else edit(rng, text))
+    return 'read' if i == 0 else ''
+
+
+def load_spoilt(rng: Generator, root: Path, i: int, name: str, file: str, text: bytes, recordings: list[str]) -> Case:
+    "Ask for a corpus of which one file is spoilt."
+    corpus = root / name
+    for path in recordings:
+        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / path).write_bytes(b'x')
+    suffix = os.path.splitext(file)[1]
+    want = spoil(rng, i, corpus / file, text, str(beside(root) / f'{"canary" if name == "mine" else name}{suffix}'))
+    return Case(lambda: load_corpus(name, root), (corpus,), want)
+
+
+WAVES = [f'{letter}.wav' for letter in 'abcdef']
+
+
+@kind(280)
+def spoilt_manifests(rng, root, i):
+    return load_spoilt(rng, root, i, 'mine', 'manifest.csv', MANIFEST, WAVES)
+
+
+@kind(180)
+def spoilt_label_files_of_iemocap(rng, root, i):
+    turns = re.findall(rb'Ses01F_\w+', IEMOCAP)
+    return load_spoilt(rng, root, i, 'iemocap', 'Session1/dialog/EmoEvaluation/Ses01F_impro01.txt', IEMOCAP,
+                       [f'Session1/sentences/wav/Ses01F_impro01/{turn.decode()}.wav' for turn in turns])
+
+
+@kind(180)
+def spoilt_label_files_of_msp_improv(rng, root, i):
+    turns = [turn.decode() for turn in re.findall(rb'UTD-(IMPROV-[\w-]+)', IMPROV)]
+    return load_spoilt(rng, root, i, 'msp_improv', ('Evalution.txt', 'Evaluation.txt')[i % 2], IMPROV, [f'Audio/MSP-{turn}.wav' for turn in turns])
+
+
+@kind(150)
+def spoilt_labels_of_msp_podcast(rng, root, i):
+    names = [name.decode() for name in re.findall(rb'(?m)^MSP[\w-]+\.wav', PODCAST)]
+    return load_spoilt(rng, root, i, 'msp_podcast', 'Labels/labels_consensus.csv', PODCAST, [f'Audios/{name}' for name in names])
+
+
+@kind(150)
+def spoilt_tables_of_nemo(rng, root, i):
+    return load_spoilt(rng, root, i, 'nemo', 'data.tsv', NEMO, ['samples/EB0_anger_0.wav', 'samples/MP0_neutral_1.wav'])
+
+
+@kind(110)
+def spoilt_demographics_of_cremad(rng, root, i):
+    return load_spoilt(rng, root, i, 'cremad', 'VideoDemographics.csv', CREMAD, ['AudioWAV/1001_DFA_ANG_XX.wav', 'AudioWAV/1002_IEO_HAP_HI.wav'])
+
+
+@kind(220)
+def spoilt_label_maps(rng, root, i):
+    want = spoil(rng, i, root / 'label_map.csv', shipped('label_map.csv').read_bytes())
+    if i % 2: return Case(lambda: read_label_map(root / 'label_map.csv'), (root / 'label_map.csv',), want)
+    (root / 'mine').mkdir()
+    for wave in WAVES: (root / 'mine' / wave).write_bytes(b'x')
+    (root / 'mine' / 'manifest.csv').write_bytes(MANIFEST)
+    return Case(lambda: load_corpus('mine', root, root / 'label_map.csv'), (root / 'label_map.csv', root / 'mine'), want)
+
+
+@cache
+def frozen() -> tuple[pd.DataFrame, bytes]: # a table, and its split as a file
+    rows = [(f'sub/{s}_{label}{k}.wav', label, f's{s}') for s in range(6) for label in LABELS for k in range(2)]
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(len(rows)))
+    table[['path', 'label', 'speaker']] = rows
+    return table, freeze(table, make_splits(table, dict(protocol='k_fold', folds=3))).to_csv(index=False).encode()
+
+
+@kind(220)
+def spoilt_splits(rng, root, i):
+    want, table = spoil(rng, i, root / 'split.csv', frozen()[1]), frozen()[0]
+    return Case(lambda: read_split(root / 'split.csv', table), (root / 'split.csv',), want)
+
+
+NUMERALS = ('', '1', '-1', '0', '0.5', '.5', '5.', '1e3', '1E-3', '1e999', '-1e999', '1e-999', 'nan', 'NaN', 'inf', '-Infinity', 'ten', '1,5', '1.2.3', '0x10', '1_000', ' 1 ', '+1',
+            '--1', '9' * 20, '9' * 400, '9' * 5000, '-' + '9' * 19, '18446744073709551616', 'true', 'None', '<NA>', '1j', '٣', '½', '１', '1s', '16 kHz', '2020-01-01', '😀', '\u2212' + '1', '\0', '1\0', 'x' * 10**6)
+
+
+@kind(2 * len(NUMERALS) + 30)
+def numbers_that_are_text(rng, root, i):
+    (root / 'mine').mkdir()
+    for wave in WAVES: (root / 'mine' / wave).write_bytes(b'x')
+    values = [NUMERALS[i // 2 % len(NUMERALS)], *(pick(rng, NUMERALS[:9] if i < 2 * len(NUMERALS) else NUMERALS[:-1]) for _ in WAVES)][:len(WAVES)]
+    with open(root / 'mine' / 'manifest.csv', 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([('path', 'label', 'speaker', NUMBERS[i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
+    return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
+
+
+# ---- what is huge
+
+MANY = 10**6
+HUGE: dict[str, Callable[[], bytes]] = {
+    'a row of a million fields': lambda: MANIFEST + b'x,' * MANY + b'\n',
+    'a first row of a million fields': lambda: wide(MANIFEST, b'x,' * MANY),
+    'a header of a million fields': lambda: MANIFEST.replace(b'\n', b',c' * MANY + b'\n', 1),
+    'a header of 100,000 different fields': lambda: b','.join(b'c%d' % k for k in range(10**5)) + b'\n1\n',
+    'a million blank fields': lambda: MANIFEST.replace(b'\n', b',' * MANY + b'\n', 1),
+    'a million newlines in quotes': lambda: wide(MANIFEST, b'"' + b'\n' * MANY + b'",'),
+    'a million quotes': lambda: wide(MANIFEST, b'"' * MANY),
+    'an odd number of quotes': lambda: wide(MANIFEST, b'"' * (MANY + 1)),
+    'a million blank lines': lambda: MANIFEST + b'\n' * MANY,
+    'a million rows': lambda: b'path,label,speaker\n' + b''.join(b'%d.wav,ang,s\n' % k for k in range(MANY)),
+    'a million rows of one recording': lambda: b'path,label,speaker\n' + b'a.wav,ang,s\n' * MANY,
+    'a million rows in one quote': lambda: wide(MANIFEST, b'"') + b'a.wav,ang,s\n' * MANY,
+    'a path of megabytes': lambda: wide(MANIFEST, b'x' * 4 * MANY),
+    'folders without end': lambda: wide(MANIFEST, b'x/' * MANY),
+    'a path up without end': lambda: wide(MANIFEST, b'../' * MANY),
+    'a label of megabytes': lambda: MANIFEST.replace(b'ang', b'x' * 4 * MANY),
+    'a speaker of megabytes': lambda: MANIFEST.replace(b's1', b's' * 4 * MANY),
+    'a number of megabytes': lambda: MANIFEST.replace(b'16000', b'1' * 4 * MANY),
+    'a column of megabytes': lambda: MANIFEST.replace(b'path', b'p' * 4 * MANY, 1),
+    'zeros': lambda: bytes(8 * MANY),
+    'zeros at the end': lambda: MANIFEST + bytes(8 * MANY),
+    'one long line': lambda: b'x' * 8 * MANY,
+    'noise': lambda: np.random.default_rng(0).bytes(8 * MANY)}
+
+
+@kind(len(HUGE), memory=1500)
+def huge_manifests(rng, root, i):
+    return load_spoilt_with(root, 'mine', 'manifest.csv', list(HUGE.values())[i](), WAVES)
+
+
+def load_spoilt_with(root: Path, name: str, file: str, content: bytes, recordings: list[str]) -> Case:
+    "Ask for a corpus of which one file holds this."
+    for path in recordings:
+        (root / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / name / path).write_bytes(b'x')
+    (root / name / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / name / file).write_bytes(content)
+    return Case(lambda: load_corpus(name, root), (root / name,))
+
+
+LONG = b'x' * 4 * MANY
+TURN = b'[1.0 - 2.0]\tSes01F_%s_F000\t%s\t[2.5, 2.5, 2.5]\n'
+SENTENCE = b'UTD-IMPROV-S01A-F01-S-%s.avi; %s; A:3.0;\n'
+OTHERS: list[tuple[str, Callable[[Path], object], bytes]] = [ # file, question, content
+    *(('label_map.csv', read_label_map, b'corpus,emotion,label\n' + rows) for rows in (
+        (b'emodb,' + LONG + b',ang\n') * 2, (LONG + b',x,ang\n') * 2, b'emodb,x,' + LONG + b'\n', b'emodb,x,ang,' + b'y,' * MANY + b'\n', b'emodb,A,ang\n' * MANY)),
+    ('label_map.csv', read_label_map, b'corpus,emotion,label' + b',c' * MANY + b'\nemodb,x,ang\n'),
+    *(('split.csv', lambda path: read_split(path, frozen()[0]), content()) for content in (
+        lambda: frozen()[1].replace(b'valid', LONG, 1), lambda: frozen()[1].replace(b'fold_2', b'fold_' + LONG, 1), lambda: frozen()[1] + LONG + b',test,test,test\n',
+        lambda: frozen()[1] + (LONG + b',test,test,test\n') * 2, lambda: frozen()[1].replace(b'\n', b',fold_3' * 10**5 + b'\n', 1))),
+    *(('iemocap/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt', lambda path: load_corpus('iemocap', path.parents[4]), content) for content in (
+        TURN % (LONG, b'ang'), TURN % (LONG, b'ang') * 2, TURN % (b'impro01', LONG), b'[' * 4 * MANY, b'[' + b'1' * MANY + b' - ' + b'1' * MANY + b']', TURN % (b'impro01', b'ang') * 10**5)),
+    *(('msp_improv/Evalution.txt', lambda path: load_corpus('msp_improv', path.parents[1]), content) for content in (
+        SENTENCE % (LONG, b'A'), SENTENCE % (LONG, b'A') + SENTENCE % (LONG, b'N'), SENTENCE % (b'FM01', LONG), b'UTD-' * MANY, SENTENCE % (b'FM01', b' ' * MANY + b'A'), SENTENCE % (b'FM01', b'A') * 10**5)),
+    *(('msp_podcast/Labels/labels_consensus.csv', lambda path: load_corpus('msp_podcast', path.parents[2]), b'FileName,EmoClass,SpkrID\n' + rows) for rows in (
+        LONG + b'.wav,A,1\n', (LONG + b'.wav,A,1\n') * 2, b'a.wav,' + LONG + b',1\n', b'a.wav,A,' + LONG + b'\n', b'a.wav,A,1\n' * 10**5)),
+    *(('nemo/data.tsv', lambda path: load_corpus('nemo', path.parents[1]), content) for content in (
+        b'\t' * MANY, b'"' + NEMO * 10**4, NEMO + b'x\t' * MANY, NEMO.replace(b'female', LONG))),
+    *(('cremad/VideoDemographics.csv', lambda path: load_corpus('cremad', path.parents[1]), content) for content in (
+        b',' * MANY, b'"' + CREMAD * 10**4, CREMAD + b'x,' * MANY, CREMAD * 10**4))]
+
+
+@kind(len(OTHERS), memory=1500)
+def huge_tables_and_label_files(rng, root, i):
+    file, ask, content = OTHERS[i]
+    for path in ('nemo/samples/EB0_anger_0.wav', 'cremad/AudioWAV/1001_DFA_ANG_XX.wav', file):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content if path == file else b'x')
+    return Case(lambda: ask(root / file), (root / file, root / file.split('/')[0]))
+
+
+# ---- ways out
+
+def ways_out(outside: Path) -> list[str]:
+    "Paths in a manifest that lead out of a corpus in root/0/mine, or would on some system; each ends at a recording."
+    top, up = str(outside), '../../../outside'
+    return [f'{up}/canary.wav', f'./{up}/canary.wav', f'sub/../{up}/canary.wav', f'a/../../{up[3:]}/canary.wav', f'sub/{up}/../outside/canary.wav', f'{up}//canary.wav', f'{up}/./canary.wav',
+            f'{up}/sub/../canary.wav', f'sub/../../{up}/canary.wav', f'{top}/canary.wav', f'/{top}/canary.wav', f'//{top}/canary.wav', f'/..{top}/canary.wav', f'/proc/self/root{top}/canary.wav',
+            f' {up}/canary.wav', f'\t{up}/canary.wav', f'{up}/canary.wav\0.wav', f'\0{up}/canary.wav', f'{up}/canary.wav\n', '..', '../', '.', './', '/', '//', '../mine', '../mine/a.wav', './a.wav',
+            'sub/./a.wav', 'sub//a.wav', 'sub/../a.wav', 'a.wav/', 'a.wav/.', 'a.wav/..', 'sub/', '..\\..\\outside\\canary.wav', 'sub\\..\\..\\a.wav', 'sub\\a.wav', '\\\\host\\share\\a.wav',
+            '\\\\?\\C:\\a.wav', 'C:\\a.wav', 'C:a.wav', 'c:/a.wav', 'Z:/../a.wav', f'{up}/canary.wav\r', '\x7f/../a.wav', '\x1b[2J']
+
+
+HARMLESS = ('%2e%2e/%2e%2e/outside/canary.wav', '..%2foutside', '%00', '~/a.wav', '~root/a.wav', '$HOME/a.wav', '${PWD}/../a.wav', '.../a.wav', '.. /a.wav', '..;/a.wav', '\uff0e\uff0e/a.wav', '\u2025/a.wav',
+            '..\u2215a.wav', 'file:///etc/passwd', 'http://localhost/a.wav', '`id`', '$(id)', '|id', '*.wav', '[a-f].wav', 'A.WAV', 'a.wav ', 'a.wav::$DATA', 'absent.wav', 'sub', 'x' * 5000, 'y/' * 3000 + 'a.wav', 'sub/A.wav')
+PIECES = ('..', '..', '.', '', 'sub', 'a.wav', 'canary.wav', 'outside', 'mine', '...', '%2e%2e', '..\\', '.. ', ' ..', '~', 'C:', '\0', 'é', 'x' * 300, '\n')
+
+
+@kind(180)
+def traversal_in_manifests(rng, root, i):
+    "Whatever a manifest says, in whichever row, what is outside is not even looked at."
+    outs = ways_out(beside(root))
+    if i < len(outs): path, want = outs[i], 'refused'
+    elif i < len(outs) + len(HARMLESS): path, want = HARMLESS[i - len(outs)], '' if HARMLESS[i - len(outs)] != 'sub/A.wav' else 'read'
+    else: path, want = '/'.join(pick(rng, PIECES) for _ in range(rng.integers(1, 9))), ''
+    (root / 'mine' / 'sub').mkdir(parents=True)
+    for wave in ('a.wav', 'b.wav', 'sub/a.wav', 'sub/A.wav'): (root / 'mine' / wave).write_bytes(seeds()['pcm16.wav'])
+    rows = [('b.wav', 'ang', 's')] * (i % 2) + [(path, 'sad', 's')]
+    with open(root / 'mine' / 'manifest.csv', 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file, quoting=(csv.QUOTE_ALL, csv.QUOTE_MINIMAL)[i % 3 % 2]).writerows([('path', 'label', 'speaker'), *rows])
+    return Case(lambda: load_and_listen('mine', root), (root / 'mine' / 'manifest.csv',), want)
+
+
+def load_and_listen(name: str, root: Path) -> Corpus:
+    "A corpus whose recordings can be read, too."
+    corpus = load_corpus(name, root)
+    for path in corpus.paths: load_audio(path)
+    return corpus
+
+
+@kind(60)
+def traversal_in_label_files(rng, root, i):
+    "MSP-Podcast names files in a table; a path there is one of a manifest."
+    paths = [*ways_out(beside(root)), *HARMLESS]
+    path = paths[i] if i < len(paths) else '/'.join(pick(rng, PIECES) for _ in range(rng.integers(1, 9)))
+    held = io.StringIO()
+    csv.writer(held).writerows([('FileName', 'EmoClass', 'SpkrID'), (path, 'A', '1')])
+    return load_spoilt_with(root, 'msp_podcast', 'Labels/labels_consensus.csv', held.getvalue().encode(), ['Audios/a.wav', 'Audios/sub/A.wav'])
+
+
+LINKS = { # name in the corpus -> what it points to, below root/0 or absolute by a leading `/`; and whether the corpus may be read
+    'a file outside': ('a.wav', '../../../outside/canary.wav', 'refused'), 'a file outside, absolute': ('a.wav', '/canary.wav', 'refused'),
+    'a folder outside': ('sub', '../../../outside/sub', 'refused'), 'a folder outside, absolute': ('sub', '/sub', 'refused'), 'the folder above': ('sub', '..', 'refused'), 'the root': ('sub', '/..', 'refused'),
+    'two links': ('a.wav', 'sub/link.wav', 'refused'), 'another corpus': ('a.wav', '../other/a.wav', 'refused'), 'a folder with a like name': ('a.wav', '../mine_too/a.wav', 'refused'),
+    'nowhere': ('a.wav', 'absent.wav', 'refused'), 'itself': ('a.wav', 'a.wav', 'refused'), 'a circle': ('a.wav', 'sub/link.wav', 'refused'), 'a folder': ('a.wav', 'sub', 'refused'), 'a device': ('a.wav', '/../../../../../../../../../dev/zero', 'refused'),
+    'a file inside': ('a.wav', 'b.wav', 'read'), 'a folder inside': ('sub', 'deep', 'read'), 'out and in again': ('a.wav', '../mine/b.wav', 'read'), 'in itself': ('sub', '.', '')}
+
+
+@kind(3 * len(LINKS))
+def links(rng, root, i):
+    "With a manifest, and by a reader; a link to the folder of a corpus itself is fine, wherever it leads."
+    what, (link, target, want) = list(LINKS.items())[i // 3]
+    name, first, second = (('mine', 'a.wav', 'sub/canary.wav'), ('emodb', '03a01Fa.wav', '03b01Wa.wav'), ('mine', 'a.wav', 'sub/canary.wav'))[i % 3]
+    corpus = root / name if i % 3 != 2 else root / 'elsewhere' / name
+    corpus.mkdir(parents=True)
+    if i % 3 == 2: (root / name).symlink_to(corpus)
+    place = corpus if link == 'sub' else corpus / 'sub'
+    for path in ('b.wav', 'deep/canary.wav', '../other/a.wav', '../mine_too/a.wav', *(['sub/canary.wav'] if link != 'sub' else [first])):
+        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / path).write_bytes(seeds()['pcm16.wav'])
+    return Case(lambda: load_and_listen(name, root), (root / name,), want)
