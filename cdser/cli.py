@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_verify', 'run_audit', 'run_split', 'run_fetch', 'run_import', 'parser', 'main']
 
-# %% ../nbs/41_cli.ipynb #a183568a
+# %% ../nbs/41_cli.ipynb #393b0951
 import argparse, sys
 from pathlib import Path
 from .config import PROTOCOLS, BadInput
@@ -14,7 +14,7 @@ from .fetch import fetch, list_origins
 from .splits import freeze, plan_folds, split_corpus, split_hash
 from .verify import KINDS, audit_copy, verify
 
-# %% ../nbs/41_cli.ipynb #e74a3634
+# %% ../nbs/41_cli.ipynb #7021ff18
 def run_verify(args) -> int:
     "Say what was found; 1 where training on the copy would be wrong."
     found = verify(args.corpus, args.root, args.label_map, tuple(args.allow))
@@ -50,7 +50,7 @@ def run_import(args) -> int:
     print(f'{args.folder}: {len(import_dataset(args.saved, args.folder, args.audio, args.label, args.speaker))} recordings and manifest.csv')
     return 0
 
-# %% ../nbs/41_cli.ipynb #0068c062
+# %% ../nbs/41_cli.ipynb #0281a5e5
 def parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     top = argparse.ArgumentParser('cdser', description='Fetch, verify and split corpora of emotional speech.')
@@ -92,3 +92,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f'cdser: {err}', file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
+
+# %% ../nbs/41_cli.ipynb #2a329563
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['CLIPPED', 'PUBLISHED', 'SCENARIOS', 'KINDS', 'examine', 'tails', 'beside_release', 'repeated', 'count_labels',
            'compare_counts', 'count_scenarios', 'Verification', 'verify', 'audit_copy']
 
-# %% ../nbs/08_verify.ipynb #4e7e127e
+# %% ../nbs/08_verify.ipynb #655a328b
 import hashlib, os, time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from .corpora import AUDIO, COLUMNS, READERS, Corpus, check_table, find_files, l
 from .duplicates import clips, sketch
 from .splits import audit_corpus, audit_folds, plan_folds, split_corpus
 
-# %% ../nbs/08_verify.ipynb #d932601e
+# %% ../nbs/08_verify.ipynb #6017fc01
 CLIPPED = .001 # share of samples at full scale from which a recording counts as clipped
 
 def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and wrong: None, or a kind and what it is
@@ -32,7 +32,7 @@ def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and w
     clipped = float((np.abs(samples) >= .999).mean())
     return dict(**facts, clipped=clipped, sketch=sketch(resample(samples, rate)))
 
-# %% ../nbs/08_verify.ipynb #e68c311c
+# %% ../nbs/08_verify.ipynb #80f6f3a1
 def tails(paths: pd.Series, # of a release
           others: pd.Series,  # of a copy
          ) -> tuple[pd.Series, pd.Series]: # both as the shortest tails, without suffix, that tell the release's recordings apart
@@ -61,7 +61,7 @@ def beside_release(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame
             found.append((mine.path, 'changed', f'lasts {said.seconds:.2f} s, in the release {row.duration_s:.2f} s'))
     return found
 
-# %% ../nbs/08_verify.ipynb #c110ef39
+# %% ../nbs/08_verify.ipynb #cf2ed167
 def repeated(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame | None) -> list[tuple]: # (path, kind, detail)
     "Recordings that sound like an earlier one; also sets facts.clip, equal where two rows are the same clip."
     usable = facts.index[[s is not None for s in facts.sketch]]
@@ -77,7 +77,7 @@ def repeated(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame | Non
         found += [(row.path, kind, f'{row.speaker}, {row.label}: sounds as {first.path} ({first.speaker}, {first.label})') for row in rows[1:].itertuples()]
     return found
 
-# %% ../nbs/08_verify.ipynb #3a8a4854
+# %% ../nbs/08_verify.ipynb #5dc1a26f
 PUBLISHED = {'msp_improv': (792, 2644, 3477, 885), 'tess': (400, 400, 400, 400), 'esd': (7000, 7000, 7000, 7000), 'shemo': (1034, 198, 1018, 360)}
 SCENARIOS = {'P': 2785, 'R': 620, 'S': 652, 'T': 4381} # turns of MSP-IMPROV with any label
 
@@ -95,7 +95,7 @@ def compare_counts(corpus: Corpus, known: pd.DataFrame | None, shipped_map: bool
     elif corpus.name in PUBLISHED and shipped_map: there = pd.DataFrame([[*PUBLISHED[corpus.name], sum(PUBLISHED[corpus.name])]], index=['all'], columns=here.columns)
     else: return here, []
     there = there.reindex(here.index)
-    differ = [(session, label) for session, label in there.stack().index if here[label][session] != there[label][session]]
+    differ = [(session, label) for (session, label), n in there.stack().dropna().items() if here[label][session] != n]
     found = [('', 'count', f'{label} of session {session}: {here[label][session]}, published {there[label][session]:.0f}') for session, label in differ if label != 'all']
     return pd.concat({'here': here, 'published': there}).swaplevel().sort_index(level=0, sort_remaining=False).dropna(), found
 
@@ -104,7 +104,7 @@ def count_scenarios(root: Path) -> list[tuple]: # findings
     turns = READERS['msp_improv'](root).path.str.extract(r'-([PRST])-[^/]*$')[0].value_counts()
     return [('', 'count', f'scenario {s}: {turns.get(s, 0)} turns, published {n}') for s, n in SCENARIOS.items() if turns.get(s, 0) != n]
 
-# %% ../nbs/08_verify.ipynb #15a2a2b6
+# %% ../nbs/08_verify.ipynb #6de7c8a0
 KINDS = {**dict.fromkeys(('missing', 'changed', 'relabelled', 'unreadable', 'silent', 'too short', 'not finite', 'leads out',
                           'two labels', 'two speakers'), 'error'),
          **dict.fromkeys(('duplicate', 'converted', 'clipped', 'extra', 'count'), 'warning')}
@@ -133,7 +133,7 @@ class Verification:
             lines += [f'           {row.path}{": " * bool(row.path)}{row.detail}' for row in rows[:3].itertuples()] + ['           …'] * (len(rows) > 3)
         return '\n'.join(lines + ['' if len(self.findings) else 'nothing found', 'fit for training' if self.ok else 'NOT FIT for training'])
 
-# %% ../nbs/08_verify.ipynb #a09f3e2a
+# %% ../nbs/08_verify.ipynb #820fee42
 def verify(name: str,                     # the corpus
            root: Path,                    # its folder
            label_map: Path | None = None, # None: the shipped one
@@ -167,7 +167,7 @@ def verify(name: str,                     # the corpus
     findings = findings.sort_values(['level', 'kind', 'path'], ignore_index=True)
     return Verification(corpus, findings, counts, facts[['sha256', 'seconds', 'rate', 'clip']], time.perf_counter() - start)
 
-# %% ../nbs/08_verify.ipynb #7718e6f2
+# %% ../nbs/08_verify.ipynb #788c93ee
 def audit_copy(found: Verification, plan: dict, disjoint_texts: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]: # a row; a row a fold
     "What the splits of a verified copy share; `plan` is from `plan_folds`."
     splits = split_corpus(found.corpus, plan, disjoint_texts=disjoint_texts)

@@ -1,0 +1,163 @@
+"Protocols, texts apart, frozen splits and their audit."
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cdser.config import BadInput, Experiment
+from cdser.corpora import Corpus, check_table, load_corpus, read_label_map, released, shipped
+from cdser.runs import make_parts, open_recordings
+from cdser.splits import (PARTS, audit_corpus, audit_folds, fold_of, freeze, make_splits, plan_folds, read_split, split_corpus,
+                          split_hash)
+from trees import paper_trees
+
+FROZEN = ('iemocap', 'cremad', 'ravdess', 'emodb', 'savee', 'nemo', 'urdu')
+
+
+def known(name: str) -> Corpus:
+    return Corpus(name, Path('nowhere') / name, check_table(released(name), name, read_label_map()[name]))
+
+
+@pytest.fixture(scope='module')
+def paper(tmp_path_factory) -> Path:
+    return paper_trees(tmp_path_factory.mktemp('paper'), per_speaker=1)
+
+
+@pytest.mark.parametrize('name, sessions', [('iemocap', 5), ('msp_improv', 6)])
+def test_the_corpora_of_the_paper_leave_one_session_out_by_default(name, sessions, paper):
+    corpus = load_corpus(name, paper)
+    plan = plan_folds(corpus)
+    assert plan == dict(protocol='leave_one_session_out', folds=sessions)
+    for split in make_splits(corpus.table, plan):
+        tested = corpus.table.iloc[split.test]
+        assert tested.session.nunique() == 1 and tested.speaker.nunique() == 2
+        assert len(tested) == (corpus.table.session == tested.session.iloc[0]).sum()
+        valid, train = (set(corpus.table.speaker.iloc[rows]) for rows in (split.valid, split.train))
+        assert valid and train and valid.isdisjoint(train) and not (valid | train) & set(tested.speaker)
+
+
+def test_leaving_one_speaker_out_tests_each_speaker_once():
+    corpus = known('iemocap')
+    plan = plan_folds(corpus, 'leave_one_speaker_out')
+    tested = [corpus.table.speaker.iloc[split.test].unique().tolist() for split in make_splits(corpus.table, plan)]
+    assert sorted(tested) == [[f'Ses0{i}{g}'] for i in range(1, 6) for g in 'FM']
+
+
+@pytest.mark.parametrize('name', ['nemo', 'cremad', 'ravdess', 'emodb'])
+def test_other_corpora_have_folds_of_whole_speakers_stratified_by_label(name):
+    corpus = known(name)
+    plan = plan_folds(corpus, folds=3)
+    fold = fold_of(corpus.table, **plan)
+    assert plan['protocol'] == 'k_fold' and (corpus.table.groupby('speaker').apply(lambda rows: len(set(fold[rows.index]))) == 1).all()
+    shares = pd.crosstab(fold, corpus.table.label, normalize='index')
+    overall = corpus.table.label.value_counts(normalize=True)
+    assert np.abs(shares - overall[shares.columns]).to_numpy().max() < .09
+
+
+@pytest.mark.parametrize('name', ['iemocap', 'emodb', 'nemo', 'cremad'])
+def test_texts_apart_share_neither_text_nor_speaker_between_testing_and_the_rest(name):
+    corpus = known(name)
+    for split in make_splits(corpus.table, plan_folds(corpus, folds=3), disjoint_texts=True):
+        said = {part: corpus.table.iloc[getattr(split, part)] for part in PARTS}
+        assert all(len(rows) > 10 for rows in said.values())
+        for part in ('train', 'valid'):
+            assert not (set(said[part].text_id) & set(said['test'].text_id)) - {''}
+            assert not set(said[part].speaker) & set(said['test'].speaker)
+
+
+def test_texts_apart_keep_improvised_turns_of_iemocap():
+    corpus = known('iemocap')
+    split = make_splits(corpus.table, plan_folds(corpus), disjoint_texts=True)[0]
+    tested = corpus.table.iloc[split.test]
+    improvised = (corpus.table.text_id == '') & (corpus.table.session == '01')
+    assert (tested.text_id == '').sum() == improvised.sum() > 0 and (tested.text_id != '').any()
+
+
+@pytest.mark.parametrize('name', FROZEN)
+def test_a_shipped_split_fits_the_manifest_and_is_what_the_code_makes(name):
+    corpus = known(name)
+    splits = read_split(shipped(f'splits/{name}.csv'), corpus.table)
+    assert sorted(np.concatenate([split.test for split in splits])) == list(range(len(corpus.table)))
+    plan = plan_folds(corpus, 'leave_one_speaker_out' if name == 'savee' else '', folds=5)
+    assert split_hash(freeze(corpus.table, splits)) == split_hash(freeze(corpus.table, make_splits(corpus.table, plan)))
+    shared = audit_folds(corpus.table, splits)
+    assert not shared[['shared speakers', 'shared files']].to_numpy().any()
+
+
+def test_a_split_has_the_same_hash_in_any_order_and_format_and_another_where_it_differs():
+    table = known('emodb').table
+    splits = make_splits(table, dict(protocol='k_fold', folds=3))
+    one = split_hash(freeze(table, splits))
+    other = table.assign(path=table.path.str.replace('.wav', '.flac'))[::-1].reset_index(drop=True)
+    again = [type(split)(*(len(table) - 1 - getattr(split, part)[::-1] for part in PARTS)) for split in splits]
+    assert split_hash(freeze(other, again)) == one
+    assert split_hash(freeze(table, splits[::-1])) != one
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda frozen: frozen[1:], '1 recordings are only in one of the two, such as wav/03a01Fa'),
+    (lambda frozen: pd.concat([frozen, frozen[:1]]), 'is listed twice'),
+    (lambda frozen: frozen.assign(fold_1='tset'), "fold_1 holds ['tset']"),
+    (lambda frozen: frozen.rename(columns={'fold_2': 'fold_7'}), 'expected fold_0, fold_1'),
+    (lambda frozen: frozen.drop(columns='path'), 'has no column path'),
+    (lambda frozen: frozen.assign(fold_0=['train', 'test'] + ['valid'] * (len(frozen) - 2)), 'share speakers'),
+    (lambda frozen: frozen.assign(fold_0='test'), 'no utterances to train')])
+def test_a_frozen_split_that_is_not_of_the_corpus_is_one_clear_error(spoil, message, tmp_path):
+    table = known('emodb').table
+    spoil(freeze(table, make_splits(table, dict(protocol='k_fold', folds=3)))).to_csv(tmp_path / 'split.csv', index=False)
+    with pytest.raises(BadInput) as err: read_split(tmp_path / 'split.csv', table)
+    assert message in str(err.value)
+
+
+def test_runs_use_a_frozen_split_and_are_other_runs_with_another(paper, tmp_path):
+    corpus = load_corpus('iemocap', paper)
+    plain = [open_recordings(name, paper, tmp_path, 1.) for name in ('msp_improv', 'iemocap')]
+    e = Experiment('msp_improv', 'iemocap', protocol='frozen', folds=5)
+    with pytest.raises(BadInput, match='split.csv; cdser split writes one'): make_parts(e, *plain)
+    splits = make_splits(corpus.table, plan_folds(corpus), seed=7)
+    try:
+        freeze(corpus.table, splits[::-1]).to_csv(corpus.root / 'split.csv', index=False)
+        assert plan_folds(corpus) == dict(protocol='frozen', folds=5)
+        frozen = [open_recordings(name, paper, tmp_path, 1.) for name in ('msp_improv', 'iemocap')]
+        assert frozen[1].digest != plain[1].digest and frozen[0].digest == plain[0].digest
+        for fold in range(5): assert np.array_equal(make_parts(replace(e, fold=fold), *frozen).test.rows, splits[4 - fold].test)
+        with pytest.raises(BadInput, match='has 5 folds, not 3'): make_parts(replace(e, folds=3), *frozen)
+        assert all(np.array_equal(a.test, b.test) for a, b in zip(split_corpus(corpus, plan_folds(corpus)), splits[::-1]))
+    finally: (corpus.root / 'split.csv').unlink()
+
+
+def test_an_experiment_by_session_trains_on_other_sessions_and_with_texts_apart_on_other_scripts(paper, tmp_path):
+    source, target = (open_recordings(name, paper, tmp_path, 1.) for name in ('msp_improv', 'iemocap'))
+    e = Experiment('msp_improv', 'iemocap', 'labelled_target', protocol='leave_one_session_out', folds=5, fold=2)
+    with pytest.raises(BadInput, match='5 folds need as many texts, and there are 3'): make_parts(replace(e, disjoint_texts=True), source, target)
+    scripts = target.corpus.table.assign(text_id=[f'script0{i % 7}' for i in range(len(target.corpus.table))])
+    target = replace(target, corpus=replace(target.corpus, table=scripts))
+    for disjoint in (False, True):
+        parts = make_parts(replace(e, disjoint_texts=disjoint), source, target)
+        tested, trained = (target.corpus.table.iloc[part.rows] for part in (parts.test, parts.training[1]))
+        assert set(tested.session) == {'03'} and '03' not in set(trained.session)
+        assert set(tested.text_id).isdisjoint(trained.text_id) == disjoint
+    with pytest.raises(BadInput, match='leave_one_session_out makes 5 folds here, not 4'): make_parts(replace(e, folds=4), source, target)
+
+
+def test_the_audit_tells_what_is_shared():
+    table = known('nemo').table[:400].reset_index(drop=True)
+    splits = make_splits(table.assign(speaker=[f's{i % 9}' for i in range(400)]), dict(protocol='k_fold', folds=3))
+    rows = audit_folds(table, splits)
+    assert rows['shared speakers'].min() > 0 and (rows['shared checksums'] == 0).all() and (rows['shared clips'] == '–').all()
+    same = np.arange(400)
+    a, b = splits[0].train[0], splits[0].test[0]
+    same[b] = same[a]
+    assert audit_folds(table, splits, same)['shared clips'].iloc[0] == 1
+    assert audit_folds(table.assign(sha256=same.astype(str)), splits)['shared checksums'].iloc[0] == 1
+    assert audit_corpus('nemo', table.assign(label=np.where(np.arange(400) == b, 'sad', 'ang')), splits, same)['clips with two labels'].iloc[0] == 1
+
+
+def test_speakers_tell_labels_in_urdu_and_hardly_in_nemo():
+    tell = {name: audit_corpus(name, (corpus := known(name)).table, make_splits(corpus.table, dict(protocol='k_fold', folds=3)))
+            for name in ('urdu', 'nemo')}
+    assert tell['urdu']['speaker tells label'].iloc[0] == '96%' and tell['nemo']['speaker tells label'].iloc[0] == '26%'
+    speaks = known('urdu').table.groupby('speaker').label.nunique()
+    assert len(speaks) == 29 and (speaks == 1).sum() == 26

@@ -1,0 +1,217 @@
+"What verification finds in a damaged copy, what near duplicates are, and the command line's exit status."
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+
+from cdser import verify as module
+from cdser.cli import main
+from cdser.config import BadInput
+from cdser.corpora import load_corpus, read_manifest
+from cdser.duplicates import clips, sketch
+from cdser.splits import plan_folds
+from cdser.synthetic import STUDIO_A, generate, write_studios
+from cdser.verify import KINDS, audit_copy, verify
+from trees import improv_turns, paper_trees, write_msp_improv
+
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory) -> Path:
+    return write_studios(tmp_path_factory.mktemp('kept'), utterances=48, speakers=6, seconds=.8)[0]
+
+
+@pytest.fixture
+def studio(kept, tmp_path) -> Path:
+    "A copy to be spoilt."
+    return Path(shutil.copytree(kept, tmp_path / 'studio_a'))
+
+
+def third(studio: Path) -> Path: return sorted((studio / 'audio').iterdir())[3]
+
+
+def write(path: Path, samples: np.ndarray, **format) -> None: sf.write(path, samples, 16_000, **format)
+
+
+def lead_out(studio: Path) -> None:
+    "A recording is moved out of the corpus, and a link left in its place."
+    path = third(studio)
+    path.rename(studio.parent / 'outside.wav')
+    path.symlink_to(studio.parent / 'outside.wav')
+
+
+def copied(same: str, other: str):
+    "A recording sounds, a little quieter, as one that has the same of one thing and another of the other."
+    def spoil(studio):
+        table = read_manifest(studio / 'manifest.csv')
+        i, j = next((i, j) for i in table.index for j in table.index[i + 1:]
+                    if table[same][i] == table[same][j] and table[other][i] != table[other][j])
+        write(studio / table.path[j], .7 * sf.read(studio / table.path[i])[0])
+        table[['path', 'label', 'speaker']].to_csv(studio / 'manifest.csv', index=False) # forget the checksums
+    return spoil
+
+
+def twin(studio: Path) -> None:
+    "A recording is listed a second time under another name."
+    shutil.copy(third(studio), studio / 'audio' / 'twin.wav')
+    table = pd.read_csv(studio / 'manifest.csv', dtype=str)
+    table = pd.concat([table, table[table.path == f'audio/{third(studio).name}'].assign(path='audio/twin.wav')])
+    table.to_csv(studio / 'manifest.csv', index=False)
+
+
+SPOIL = {
+    'missing': lambda studio: third(studio).unlink(),
+    'changed': lambda studio: write(third(studio), .9 * sf.read(third(studio))[0]),
+    'unreadable': lambda studio: third(studio).write_bytes(third(studio).read_bytes()[:3000]),
+    'silent': lambda studio: write(third(studio), np.zeros(8000)),
+    'too short': lambda studio: write(third(studio), np.full(800, .1)),
+    'not finite': lambda studio: write(third(studio), np.full(8000, np.nan), subtype='FLOAT'),
+    'leads out': lead_out,
+    'two labels': copied('speaker', 'label'),
+    'two speakers': copied('label', 'speaker'),
+    'duplicate': twin,
+    'clipped': lambda studio: write(third(studio), np.clip(40 * sf.read(third(studio))[0], -1, 1)),
+    'extra': lambda studio: shutil.copy(third(studio), studio / 'stray.wav')}
+
+
+def test_a_sound_copy_is_fit_and_nothing_is_found(kept):
+    found = verify('studio_a', kept, progress=False)
+    assert found.ok and not len(found.findings) and 'fit for training' in str(found)
+    pd.testing.assert_frame_equal(found.table.drop(columns='duration_s'), read_manifest(kept / 'manifest.csv').drop(columns='duration_s'))
+    assert found.counts.loc['all', 'all'] == 48
+
+
+@pytest.mark.parametrize('kind', SPOIL)
+def test_damage_is_found_and_decides_whether_the_copy_is_fit(kind, studio):
+    SPOIL[kind](studio)
+    found = verify('studio_a', studio, progress=False)
+    assert kind in set(found.findings.kind), found.findings
+    assert found.ok == (kind in ('duplicate', 'extra'))
+    assert kind in str(found) and len(found.findings) <= 2
+    if not found.ok:
+        errors = set(found.findings.kind[found.findings.level == 'error'])
+        assert verify('studio_a', studio, allow=tuple(errors), progress=False).ok
+
+
+def test_every_finding_of_the_facts_of_a_release(studio, monkeypatch):
+    "A copy beside a release of its own: relabelled, converted, of another duration, with what the release does not have."
+    table = read_manifest(studio / 'manifest.csv')
+    (studio / 'manifest.csv').unlink()
+    release = table.drop(columns='label').assign(emotion=table.label)
+    monkeypatch.setattr(module, 'released', lambda name: release)
+    monkeypatch.setattr(module, 'shipped', lambda name: Path(__file__))
+    monkeypatch.setattr(module, 'read_label_map', lambda path: {'studio_a': {label: label for label in ('ang', 'hap', 'neu', 'sad')}})
+    copy = release.copy()
+    copy.loc[5, 'speaker'], copy.loc[6, 'emotion'] = 'nobody', 'neu' if table.label[6] != 'neu' else 'sad'
+    for i, cut in ((7, 0), (8, 4000)):
+        samples = sf.read(studio / table.path[i])[0]
+        (studio / table.path[i]).unlink()
+        copy.loc[i, 'path'] = table.path[i].replace('.wav', '.flac')
+        write(studio / copy.path[i], samples[cut:])
+    copy = copy.drop(index=9)
+    (studio / table.path[9]).rename(studio / 'audio' / 'strange.wav')
+    copy.loc[48] = copy.loc[5].to_dict() | {'path': 'audio/strange.wav'}
+    monkeypatch.setitem(module.READERS, 'studio_a', lambda root: copy)
+    monkeypatch.setattr(module, 'read_corpus', lambda name, root, label_map: module.Corpus(
+        name, root, module.check_table(copy.reset_index(drop=True), name, module.read_label_map(None)[name])))
+    found = verify('studio_a', studio, progress=False).findings.set_index('path').groupby('path').kind.agg(set)
+    assert found[table.path[5]] == found[table.path[6]] == {'relabelled'}
+    assert found[copy.path[7]] == {'converted'} and found[copy.path[8]] == {'converted', 'changed'}
+    assert found[table.path[9]] == {'missing'} and 'extra' in found['audio/strange.wav']
+
+
+def test_a_contradiction_of_the_release_itself_does_not_make_a_copy_unfit():
+    table = pd.DataFrame(dict(path=['a.wav', 'b.wav', 'c.wav'], label=['ang', 'sad', 'sad'], speaker='s'))
+    x = sketch(np.random.default_rng(0).normal(size=9000))
+    facts = pd.DataFrame(dict(sha256=['1', '1', '2'], sketch=[x, x, -x]), dtype=object)
+    kinds = lambda known: [finding[1] for finding in module.repeated(table, facts.copy(), known)]
+    assert kinds(None) == ['two labels'] and kinds(pd.DataFrame(dict(sha256=['1', '1', '2']))) == ['duplicate']
+
+
+def test_the_corpora_of_the_paper_are_counted_beside_what_was_published(tmp_path):
+    paper_trees(tmp_path, per_speaker=1)
+    iemocap, improv = (verify(name, tmp_path / name, progress=False) for name in ('iemocap', 'msp_improv'))
+    published = iemocap.counts.xs('published', level=1)
+    assert published['all'].tolist() == [1085, 1023, 1151, 1031, 1241, 5531]
+    assert iemocap.counts.xs('here', level=1)['all'].tolist() == [8] * 5 + [40] and not iemocap.ok # nearly all of it is missing
+    assert improv.counts.xs('published', level=1).loc['all'].tolist() == [792, 2644, 3477, 885, 7798]
+    said = improv.findings[improv.findings.kind == 'count'].detail.tolist()
+    assert 'ang of session all: 12, published 792' in said and any('scenario' in line and 'published 4381' in line for line in said)
+    assert improv.ok # a subset of a corpus whose files are not known can be trained on, and the difference was said
+
+
+def test_a_tree_of_msp_improv_with_the_published_counts_differs_in_nothing(tmp_path):
+    write_msp_improv(tmp_path / 'msp_improv', improv_turns(), audio=False)
+    found = module.compare_counts(module.read_corpus('msp_improv', tmp_path / 'msp_improv'), None, True)[1]
+    assert found == [] == module.count_scenarios(tmp_path / 'msp_improv')
+
+
+def test_another_label_map_is_what_is_verified(studio, tmp_path):
+    mapped = tmp_path / 'map.csv'
+    mapped.write_text('corpus,emotion,label\n' + ''.join(f'studio_a,{word},{label}\n' for word, label in
+                      zip(read_manifest(studio / 'manifest.csv').emotion.unique(), ('ang', '', 'neu', 'sad'))))
+    assert 20 < len(verify('studio_a', studio, mapped, progress=False).corpus.table) < 48
+
+
+@pytest.mark.parametrize('name', ['emodb', 'urdu', 'nemo'])
+def test_real_copies_are_read_whole_and_their_splits_share_no_clip(name, real_corpora):
+    found = verify(name, real_corpora / name, progress=False)
+    kinds = set(found.findings.kind)
+    assert kinds <= {'converted', 'missing', 'count', 'clipped'} and (found.facts.seconds > .3).all()
+    shared = audit_copy(found, plan_folds(found.corpus))[1]
+    assert not shared[['shared speakers', 'shared files', 'shared checksums', 'shared clips']].to_numpy().any()
+
+
+def test_real_recordings_are_told_apart_from_each_other_but_not_from_their_copies(real_corpora, tmp_path):
+    paths = load_corpus('emodb', real_corpora).paths[:60]
+    drawn = [sketch(sf.read(path)[0]) for path in paths]
+    assert len(set(clips(np.stack(drawn)))) == 60
+    for i, format in enumerate(('MP3', 'OGG')):
+        samples, rate = sf.read(paths[i])
+        sf.write(tmp_path / f'{i}.copy', .5 * samples, rate, format=format)
+        drawn.append(sketch(sf.read(tmp_path / f'{i}.copy')[0]))
+    same = clips(np.stack(drawn))
+    assert same[60] == same[0] and same[61] == same[1] and len(set(same)) == 60
+
+
+def test_generated_utterances_are_told_apart():
+    voices, _ = generate(STUDIO_A)
+    assert len(set(clips(np.stack([sketch(voice) for voice in voices[:200]])))) == 200
+
+
+def test_exit_status_says_fit_unfit_or_impossible(studio, capsys, tmp_path):
+    assert main(['verify', 'studio_a', str(studio)]) == 0
+    third(studio).unlink()
+    assert main(['verify', 'studio_a', str(studio), '--findings', str(tmp_path / 'found.csv')]) == 1
+    assert pd.read_csv(tmp_path / 'found.csv').kind.tolist() == ['missing']
+    assert main(['verify', 'studio_a', str(studio), '--allow', 'missing']) == 0
+    capsys.readouterr()
+    assert main(['verify', 'nowhere', str(tmp_path / 'nowhere')]) == 2
+    assert capsys.readouterr().err.startswith('cdser: ') and not capsys.readouterr().out
+    with pytest.raises(SystemExit) as err: main(['verify', 'studio_a', str(studio), '--allow', 'everything'])
+    assert err.value.code == 2
+
+
+def test_the_command_line_freezes_audits_and_lists_origins(studio, capsys):
+    assert main(['split', 'studio_a', str(studio), str(studio / 'split.csv'), '--folds', '2', '--seed', '3']) == 0
+    assert '2 folds, k_fold, hash ' in capsys.readouterr().out
+    assert main(['audit', 'studio_a', str(studio)]) == 0
+    assert 'shared clips' in capsys.readouterr().out
+    assert main(['fetch']) == 0 and 'iemocap' in capsys.readouterr().out
+    assert main(['fetch', 'iemocap', str(studio / 'iemocap')]) == 2 and 'release form' in capsys.readouterr().err
+    assert main(['fetch', 'nemo', str(studio / 'nemo')]) == 2 and 'CC BY-NC-SA 4.0' in capsys.readouterr().err
+    assert not (studio / 'nemo').exists()
+
+
+def test_python_m_works_where_scripts_are_not_on_the_path(tmp_path):
+    done = subprocess.run([sys.executable, '-m', 'cdser.cli', 'verify', 'a', str(tmp_path / 'b')], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == f'cdser: {tmp_path / "b"}: there is no such folder\n'
+
+
+def test_kinds_not_known_are_refused(studio):
+    assert set(KINDS.values()) == {'error', 'warning'}
+    with pytest.raises(BadInput, match="allow: 'clipped' is not known"): verify('studio_a', studio, allow=('clipped',))
