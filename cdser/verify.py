@@ -6,7 +6,7 @@
 __all__ = ['CLIPPED', 'PUBLISHED', 'SCENARIOS', 'KINDS', 'examine', 'tails', 'beside_release', 'repeated', 'count_labels',
            'compare_counts', 'count_scenarios', 'Verification', 'verify', 'audit_copy']
 
-# %% ../nbs/08_verify.ipynb #655a328b
+# %% ../nbs/08_verify.ipynb #8db3b47d
 import hashlib, os, time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from .corpora import AUDIO, COLUMNS, READERS, Corpus, check_table, find_files, l
 from .duplicates import clips, sketch
 from .splits import audit_corpus, audit_folds, plan_folds, split_corpus
 
-# %% ../nbs/08_verify.ipynb #6017fc01
+# %% ../nbs/08_verify.ipynb #57a0e5a6
 CLIPPED = .001 # share of samples at full scale from which a recording counts as clipped
 
 def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and wrong: None, or a kind and what it is
@@ -32,7 +32,7 @@ def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and w
     clipped = float((np.abs(samples) >= .999).mean())
     return dict(**facts, clipped=clipped, sketch=sketch(resample(samples, rate)))
 
-# %% ../nbs/08_verify.ipynb #80f6f3a1
+# %% ../nbs/08_verify.ipynb #cd51a2f1
 def tails(paths: pd.Series, # of a release
           others: pd.Series,  # of a copy
          ) -> tuple[pd.Series, pd.Series]: # both as the shortest tails, without suffix, that tell the release's recordings apart
@@ -48,20 +48,21 @@ def beside_release(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame
     there, here = tails(known.path, table.path)
     found = [(path, 'missing', 'is in the release') for path in known.path[~there.isin(here)]]
     found += [(path, 'extra', 'is not in the release') for path in table.path[~here.isin(there)]]
-    pairs = pd.DataFrame(dict(at=here, i=here.index)).merge(known.assign(at=there), on='at')
-    for row in pairs.itertuples():
-        mine, said = table.loc[row.i], facts.loc[row.i]
+    mine = table[['path', 'emotion', 'speaker']].join(facts[['sha256', 'seconds', 'wrong']]).assign(at=here)
+    for row in mine.merge(known.assign(at=there), on='at', suffixes=('', '_there')).itertuples():
         for column in ('emotion', 'speaker'):
-            if mine[column] != getattr(row, column): found.append((mine.path, 'relabelled', f'{column} {mine[column]}, in the release {getattr(row, column)}'))
-        if said.wrong is not None: continue
-        same_format = PurePosixPath(mine.path).suffix.lower() == PurePosixPath(row.path).suffix.lower()
-        if not same_format: found.append((mine.path, 'converted', f'the release holds {PurePosixPath(row.path).name}'))
-        if same_format and row.sha256 and said.sha256 != row.sha256: found.append((mine.path, 'changed', 'its SHA-256 is not that of the release'))
-        elif not np.isnan(row.duration_s) and abs(said.seconds - row.duration_s) > max(.05, .02 * row.duration_s):
-            found.append((mine.path, 'changed', f'lasts {said.seconds:.2f} s, in the release {row.duration_s:.2f} s'))
+            one, other = getattr(row, column), getattr(row, f'{column}_there')
+            if one != other: found.append((row.path, 'relabelled', f'{column} {one}, in the release {other}'))
+        if row.wrong is not None: continue
+        released_as = PurePosixPath(row.path_there)
+        same_format = PurePosixPath(row.path).suffix.lower() == released_as.suffix.lower()
+        if not same_format: found.append((row.path, 'converted', f'the release holds {released_as.name}'))
+        if same_format and row.sha256_there and row.sha256 != row.sha256_there: found.append((row.path, 'changed', 'its SHA-256 is not that of the release'))
+        elif not np.isnan(row.duration_s) and abs(row.seconds - row.duration_s) > max(.05, .02 * row.duration_s):
+            found.append((row.path, 'changed', f'lasts {row.seconds:.2f} s, in the release {row.duration_s:.2f} s'))
     return found
 
-# %% ../nbs/08_verify.ipynb #cf2ed167
+# %% ../nbs/08_verify.ipynb #39f57890
 def repeated(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame | None) -> list[tuple]: # (path, kind, detail)
     "Recordings that sound like an earlier one; also sets facts.clip, equal where two rows are the same clip."
     usable = facts.index[[s is not None for s in facts.sketch]]
@@ -69,15 +70,15 @@ def repeated(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame | Non
     if len(usable): facts.loc[usable, 'clip'] = clips(np.stack(facts.sketch[usable].tolist()))
     of_release = set(known.sha256) - {''} if known is not None else set()
     found = []
-    for _, rows in table.groupby(facts['clip'], sort=False):
-        if len(rows) == 1: continue
+    again = facts['clip'].duplicated(keep=False)
+    for _, rows in table[again].groupby(facts['clip'][again], sort=False):
         kind = 'two speakers' if rows.speaker.nunique() > 1 else 'two labels' if rows.label.nunique() > 1 else 'duplicate'
         if set(facts.sha256[rows.index]) <= of_release: kind = 'duplicate'
         first = rows.iloc[0]
         found += [(row.path, kind, f'{row.speaker}, {row.label}: sounds as {first.path} ({first.speaker}, {first.label})') for row in rows[1:].itertuples()]
     return found
 
-# %% ../nbs/08_verify.ipynb #5dc1a26f
+# %% ../nbs/08_verify.ipynb #d7058a08
 PUBLISHED = {'msp_improv': (792, 2644, 3477, 885), 'tess': (400, 400, 400, 400), 'esd': (7000, 7000, 7000, 7000), 'shemo': (1034, 198, 1018, 360)}
 SCENARIOS = {'P': 2785, 'R': 620, 'S': 652, 'T': 4381} # turns of MSP-IMPROV with any label
 
@@ -104,7 +105,7 @@ def count_scenarios(root: Path) -> list[tuple]: # findings
     turns = READERS['msp_improv'](root).path.str.extract(r'-([PRST])-[^/]*$')[0].value_counts()
     return [('', 'count', f'scenario {s}: {turns.get(s, 0)} turns, published {n}') for s, n in SCENARIOS.items() if turns.get(s, 0) != n]
 
-# %% ../nbs/08_verify.ipynb #6de7c8a0
+# %% ../nbs/08_verify.ipynb #55a5e3b8
 KINDS = {**dict.fromkeys(('missing', 'changed', 'relabelled', 'unreadable', 'silent', 'too short', 'not finite', 'leads out',
                           'two labels', 'two speakers'), 'error'),
          **dict.fromkeys(('duplicate', 'converted', 'clipped', 'extra', 'count'), 'warning')}
@@ -133,7 +134,7 @@ class Verification:
             lines += [f'           {row.path}{": " * bool(row.path)}{row.detail}' for row in rows[:3].itertuples()] + ['           …'] * (len(rows) > 3)
         return '\n'.join(lines + ['' if len(self.findings) else 'nothing found', 'fit for training' if self.ok else 'NOT FIT for training'])
 
-# %% ../nbs/08_verify.ipynb #820fee42
+# %% ../nbs/08_verify.ipynb #9a1a74b0
 def verify(name: str,                     # the corpus
            root: Path,                    # its folder
            label_map: Path | None = None, # None: the shipped one
@@ -156,10 +157,11 @@ def verify(name: str,                     # the corpus
     facts = pd.DataFrame([{**blank, **(next(read) if there else {})} for there in present], columns=list(blank)).astype({'sketch': object, 'wrong': object})
     found += [(path, *wrong) for path, wrong in zip(table.path, facts.wrong) if wrong is not None and wrong[0] != 'missing']
     found += [(path, 'clipped', f'{share:.1%} of the samples are at full scale') for path, share in zip(table.path, facts.clipped) if share > CLIPPED]
-    if known is not None: found += [finding for finding in beside_release(table, facts, known) if finding[:2] not in {f[:2] for f in found}]
+    said = {finding[:2] for finding in found}
+    if known is not None: found += [finding for finding in beside_release(table, facts, known) if finding[:2] not in said]
     found += repeated(table, facts, None if own else known)
-    everything = table.path if own else READERS[name](root).path
-    found += [(str(path), 'extra', 'is in the folder but not in the table') for path in find_files(root, AUDIO) if str(path) not in set(everything)]
+    everything = set(table.path if own else READERS[name](root).path)
+    found += [(str(path), 'extra', 'is in the folder but not in the table') for path in find_files(root, AUDIO) if str(path) not in everything]
     counts, differ = compare_counts(corpus, None if own else known, label_map is None)
     found += differ + (count_scenarios(root) if name == 'msp_improv' and not own else [])
     findings = pd.DataFrame(found, columns=['path', 'kind', 'detail'])
@@ -167,7 +169,7 @@ def verify(name: str,                     # the corpus
     findings = findings.sort_values(['level', 'kind', 'path'], ignore_index=True)
     return Verification(corpus, findings, counts, facts[['sha256', 'seconds', 'rate', 'clip']], time.perf_counter() - start)
 
-# %% ../nbs/08_verify.ipynb #788c93ee
+# %% ../nbs/08_verify.ipynb #1b76b3c6
 def audit_copy(found: Verification, plan: dict, disjoint_texts: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]: # a row; a row a fold
     "What the splits of a verified copy share; `plan` is from `plan_folds`."
     splits = split_corpus(found.corpus, plan, disjoint_texts=disjoint_texts)
