@@ -8,6 +8,13 @@ from pathlib import Path
 import pandas as pd
 import papermill
 import pytest
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from cdser.cli import main
+from cdser.config import PROFILES, SETUPS, main_experiments, parse_pairs
+from cdser.corpora import read_manifest
+from cdser.runs import RunStore
+from trees import paper_trees
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
@@ -90,3 +97,69 @@ def test_a_wrong_parameter_ends_in_one_clear_error_and_no_run(studios, tmp_path,
 def test_a_missing_corpora_root_is_one_clear_error(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as err: reproduce(tmp_path, tmp_path / 'absent', profile='open')
     assert err.value.ename == 'BadInput' and 'absent' in err.value.evalue
+
+
+@pytest.fixture(scope='module')
+def wav2vec2(tmp_path_factory) -> Path:
+    "A Wav2Vec2 as transformers saves it, too small to know anything."
+    folder = tmp_path_factory.mktemp('encoder')
+    config = Wav2Vec2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
+                            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    Wav2Vec2Model(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_paper_profile_fills_every_table_and_figure_from_releases_and_a_saved_encoder(tmp_path, wav2vec2):
+    trees = paper_trees(tmp_path / 'corpora', per_speaker=1)
+    reproduce(tmp_path, trees, profile='paper', encoder=str(wav2vec2), seeds=1, epochs=1)
+    written = tmp_path / 'figures' / 'paper'
+    table = pd.read_csv(written / 'table1_cross_corpus.csv')
+    assert sorted(set(zip(table.source, table.target))) == [('iemocap', 'msp_improv'), ('msp_improv', 'iemocap')]
+    assert len(table) == 8 and table.uar_mean.between(0, 100).all()
+    for name in FIGURES:
+        for kind in ('png', 'svg'): assert (written / f'{name}.{kind}').stat().st_size > 5_000
+    assert len(pd.read_csv(written / 'table2_ablation.csv')) == 5
+    store = RunStore(tmp_path / 'runs')
+    runs = [store[path.name] for path in (tmp_path / 'runs').iterdir() if path.name != 'audio']
+    assert len(runs) == 11 and {(run.experiment.protocol, run.experiment.target, run.experiment.folds) for run in runs} == {
+        ('leave_one_session_out', 'iemocap', 5), ('leave_one_session_out', 'msp_improv', 6)}
+    for run in runs:
+        tested = run.predictions[run.predictions.part == 'test'].speaker
+        assert set(tested) == ({'Ses01F', 'Ses01M'} if run.experiment.target == 'iemocap' else {'F01', 'M01'})
+
+
+def test_without_seeds_the_paper_profile_tests_every_session_once():
+    plans = {'iemocap': dict(protocol='leave_one_session_out', folds=5), 'msp_improv': dict(protocol='leave_one_session_out', folds=6)}
+    planned = main_experiments(parse_pairs(PROFILES['paper'].pairs), PROFILES['paper'].seeds, plans)
+    for target, folds in (('iemocap', 5), ('msp_improv', 6)):
+        for setup in SETUPS:
+            assert [e.fold for e in planned if (e.target, e.setup) == (target, setup)] == list(range(folds))
+
+
+def test_ten_recordings_and_a_csv_of_three_columns_go_through_the_notebook(tmp_path, studios):
+    "As the README says it: a folder, a manifest, a pair."
+    corpora = tmp_path / 'corpora'
+    shutil.copytree(studios / 'studio_a', corpora / 'studio_a')
+    table = read_manifest(studios / 'studio_b' / 'manifest.csv').drop_duplicates(['speaker', 'label'])
+    ten = table[table.speaker.isin(table.speaker.unique()[:5])].groupby('speaker').sample(2, random_state=0)
+    (corpora / 'mine' / 'audio').mkdir(parents=True)
+    lines = ['path,label,speaker']
+    for i, row in enumerate(ten.itertuples()):
+        shutil.copy(studios / 'studio_b' / row.path, corpora / 'mine' / 'audio' / f'a{i}.wav')
+        lines.append(f'audio/a{i}.wav,{row.label},{row.speaker}')
+    (corpora / 'mine' / 'manifest.csv').write_text('\n'.join(lines))
+    assert len(lines) == 11 and main(['verify', 'mine', str(corpora / 'mine')]) == 0
+    assert main(['split', 'mine', str(corpora / 'mine'), str(corpora / 'mine' / 'split.csv')]) == 0
+    reproduce(tmp_path, corpora, profile='open', pairs='mine>studio_a,studio_a>mine', seeds=1, epochs=1)
+    table = pd.read_csv(tmp_path / 'figures' / 'open' / 'table1_cross_corpus.csv')
+    assert set(table.target) == {'mine', 'studio_a'} and len(table) == 8
+
+
+def test_a_label_map_of_ones_own_decides_what_is_trained(tmp_path, studios):
+    words = read_manifest(studios / 'studio_a' / 'manifest.csv').emotion.unique()
+    lines = ['corpus,emotion,label', *(f'{studio},{word},{label}' for studio in ('studio_a', 'studio_b') for word, label in zip(words, ('ang', 'ang', 'neu', 'sad')))]
+    (tmp_path / 'map.csv').write_text('\n'.join(lines))
+    reproduce(tmp_path, studios, profile='open', pairs='studio_a>studio_b', seeds=1, epochs=1, label_map=str(tmp_path / 'map.csv'))
+    store = RunStore(tmp_path / 'runs')
+    labels = [set(store[path.name].predictions.label) for path in (tmp_path / 'runs').iterdir() if path.name != 'audio']
+    assert labels and all(found == {'ang', 'neu', 'sad'} for found in labels)
