@@ -7,7 +7,7 @@ __all__ = ['NO_TEXT', 'PARTS', 'groups', 'stratified', 'fold_of', 'hold_out', 'f
            'target_split', 'audit', 'check_split', 'make_splits', 'freeze', 'split_hash', 'read_split', 'plan_folds',
            'split_corpus', 'speaker_confound', 'two_labels', 'audit_folds', 'audit_corpus']
 
-# %% ../nbs/04_splits.ipynb #ca27b016
+# %% ../nbs/04_splits.ipynb #6a62d93f
 import warnings
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from .config import LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash
 from .corpora import Corpus, check_table, read_csv, read_label_map, released, shipped
 
-# %% ../nbs/04_splits.ipynb #e5962799
+# %% ../nbs/04_splits.ipynb #086efe8f
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together
     "Sessions or speakers, as the protocol has it. Raises `BadInput` where sessions are wanted and there are none."
     sessions = (table.session != '').all()
@@ -26,13 +26,15 @@ def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) w
     return table.session if sessions and protocol != 'leave_one_speaker_out' else table.speaker
 
 def stratified(table: pd.DataFrame, group: pd.Series, folds: int) -> np.ndarray: # (n,) int
-    "Whole groups dealt into folds of like size and mix of labels. Raises `BadInput` where no label has as many utterances."
+    "Whole groups dealt into folds of like size and mix of labels. Raises `BadInput` where that leaves a fold empty."
     if table.label.value_counts().max() < folds: raise BadInput(f'folds: {folds} folds need as many utterances of a label at least')
+    if group.nunique() == folds: return np.unique(group, return_inverse=True)[1] # each its own; the search might leave a fold empty
     found = np.zeros(len(table), dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # a label with fewer utterances than folds is no reason to stop, nor to say it six times
         for fold, (_, tested) in enumerate(splitter.split(table, table.label, group)): found[tested] = fold
+    if len(set(found)) < folds: raise BadInput(f'folds: {group.nunique()} groups of such sizes leave one of {folds} folds empty; use fewer')
     return found
 
 def fold_of(table: pd.DataFrame,
@@ -47,7 +49,7 @@ def fold_of(table: pd.DataFrame,
     if group.nunique() != folds: raise BadInput(f'folds: {protocol} makes {group.nunique()} folds here, not {folds}')
     return np.unique(group, return_inverse=True)[1]
 
-# %% ../nbs/04_splits.ipynb #cd48f3c0
+# %% ../nbs/04_splits.ipynb #316ac7f9
 def hold_out(table: pd.DataFrame,
              rows: np.ndarray, # (n,) the utterances to divide
              share: float,     # of the utterances, to be held out
@@ -66,7 +68,7 @@ def hold_out(table: pd.DataFrame,
     out = np.isin(table.speaker.iloc[rows], counts.index[choices[cost.argmin()]])
     return rows[~out], rows[out]
 
-# %% ../nbs/04_splits.ipynb #a109a5b4
+# %% ../nbs/04_splits.ipynb #ab6cd124
 NO_TEXT = -1
 
 def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_TEXT where an utterance has none
@@ -77,7 +79,7 @@ def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_
     found[spoken] = stratified(table[spoken], table.text_id[spoken], folds)
     return found
 
-# %% ../nbs/04_splits.ipynb #b3eb54c4
+# %% ../nbs/04_splits.ipynb #50fa20cb
 @dataclass(frozen=True)
 class Split:
     "Row numbers of a table; no speaker is in two parts."
@@ -104,7 +106,7 @@ def target_split(table: pd.DataFrame,
     rest = np.flatnonzero(~tested & (text != fold))
     return Split(*hold_out(table, rest, share, seed), np.flatnonzero(tested & ((text == fold) | (text == NO_TEXT))))
 
-# %% ../nbs/04_splits.ipynb #c36f1546
+# %% ../nbs/04_splits.ipynb #9996392d
 def audit(table: pd.DataFrame,
           split: Split,
           clips: np.ndarray | None = None, # (n,) equal where two rows are the same clip; None: not known
@@ -125,7 +127,7 @@ def check_split(table: pd.DataFrame, split: Split) -> None:
     for name in ('train', 'valid'):
         if not len(getattr(split, name)): raise BadInput(f'split: there are no utterances to {name} on; more speakers are needed')
 
-# %% ../nbs/04_splits.ipynb #649aee03
+# %% ../nbs/04_splits.ipynb #8552c9ae
 PARTS = ('train', 'valid', 'test')
 
 def make_splits(table: pd.DataFrame, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]:
@@ -159,7 +161,7 @@ def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one a fold
     for split in splits: check_split(table, split)
     return splits
 
-# %% ../nbs/04_splits.ipynb #d32e1fdc
+# %% ../nbs/04_splits.ipynb #81bde362
 def plan_folds(corpus: Corpus,
                protocol: str = '',   # one of PROTOCOLS; '': frozen where there is a split.csv, else the corpus's default
                folds: int = 3,       # how many, if the protocol is k_fold
@@ -171,19 +173,19 @@ def plan_folds(corpus: Corpus,
     if protocol == 'frozen': return dict(protocol=protocol, folds=len(read_split(file, corpus.table)))
     return dict(protocol=protocol, folds=folds if protocol == 'k_fold' else groups(corpus.table, protocol).nunique())
 
-# %% ../nbs/04_splits.ipynb #ed9b6ed5
+# %% ../nbs/04_splits.ipynb #0c6c9d38
 def split_corpus(corpus: Corpus, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]: # one a fold
     "The splits of all folds, made by the plan's protocol or read from split.csv."
     if plan['protocol'] == 'frozen': return read_split(corpus.root / 'split.csv', corpus.table)
     return make_splits(corpus.table, plan, share, seed, disjoint_texts)
 
-# %% ../nbs/04_splits.ipynb #caea2404
+# %% ../nbs/04_splits.ipynb #bf9f68a0
 def speaker_confound(table: pd.DataFrame) -> tuple[float, float]: # accuracy given the speaker, accuracy given nothing
     "How often guessing the speaker's most frequent label is right, and how often guessing the corpus's."
     counts = pd.crosstab(table.speaker, table.label)
     return float(counts.max(axis=1).sum() / len(table)), float(counts.sum().max() / len(table))
 
-# %% ../nbs/04_splits.ipynb #8201cf82
+# %% ../nbs/04_splits.ipynb #e6d6d75b
 def two_labels(labels: pd.Series, same: pd.Series | np.ndarray) -> int:
     "How many clips occur with more than one label; `same` is equal where two rows are the same clip, '' where nothing is known."
     facts = pd.DataFrame(dict(label=labels.to_numpy(), same=np.asarray(same)))

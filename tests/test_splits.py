@@ -56,6 +56,13 @@ def test_other_corpora_have_folds_of_whole_speakers_stratified_by_label(name):
     assert np.abs(shares - overall[shares.columns]).to_numpy().max() < .09
 
 
+@pytest.mark.parametrize('sizes', [(5, 5, 5), (90, 3, 3), (40, 40, 2), (1, 1, 9)])
+def test_three_speakers_make_three_folds_however_uneven(sizes):
+    speakers = np.repeat(['a', 'b', 'c'], sizes)
+    table = check_table(pd.DataFrame(dict(path=[f'{i}.wav' for i in range(len(speakers))], label=np.resize(['ang', 'sad', 'neu', 'hap'], len(speakers)), speaker=speakers)), 'mine')
+    for split in make_splits(table, dict(protocol='k_fold', folds=3)): assert len(split.train) and len(split.valid) and table.speaker.iloc[split.test].nunique() == 1
+
+
 @pytest.mark.parametrize('name', ['iemocap', 'emodb', 'nemo', 'cremad'])
 def test_texts_apart_share_neither_text_nor_speaker_between_testing_and_the_rest(name):
     corpus = known(name)
