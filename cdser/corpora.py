@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'NUMBERS', 'ODD_PATH', 'AUDIO', 'GENDERS', 'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'MAGIC', 'Corpus',
            'brief', 'shown', 'read_csv', 'shipped', 'read_label_map', 'check_table', 'with_numbers', 'read_manifest',
-           'write_manifest', 'released', 'find_files', 'to_table', 'by_name', 'recorded', 'label_lines', 'read_iemocap',
-           'read_msp_improv', 'read_cremad', 'read_ravdess', 'read_emodb', 'read_savee', 'read_tess', 'read_nemo',
-           'read_urdu', 'read_esd', 'read_shemo', 'read_msp_podcast', 'read_corpus', 'leads_out', 'load_corpus',
+           'write_manifest', 'released', 'leads_out', 'find_files', 'to_table', 'by_name', 'recorded', 'label_lines',
+           'read_iemocap', 'read_msp_improv', 'read_cremad', 'read_ravdess', 'read_emodb', 'read_savee', 'read_tess',
+           'read_nemo', 'read_urdu', 'read_esd', 'read_shemo', 'read_msp_podcast', 'read_corpus', 'load_corpus',
            'describe', 'write_recordings', 'import_dataset']
 
-# %% ../nbs/02_corpora.ipynb #f2be8f42
-import os, re, shutil, tempfile, warnings
+# %% ../nbs/02_corpora.ipynb #c501177b
+import csv, os, re, shutil, tempfile, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput
 
-# %% ../nbs/02_corpora.ipynb #9b6b7f79
+# %% ../nbs/02_corpora.ipynb #4be764a1
 COLUMNS = ('path', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id', 'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('duration_s', 'sample_rate')
 
@@ -37,7 +38,7 @@ class Corpus:
     def labels(self) -> np.ndarray: # (n,) int64 class indices
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
-# %% ../nbs/02_corpora.ipynb #63a55eb0
+# %% ../nbs/02_corpora.ipynb #f5903d80
 def brief(text: str) -> str:
     "Text for a message, cut where it is long."
     return text if len(text) <= 80 else text[:79] + '…'
@@ -48,10 +49,13 @@ def shown(value) -> str:
 
 def read_csv(path: Path, needs: tuple[str, ...], separator: str = ',') -> pd.DataFrame: # of str
     "A CSV file in UTF-8 with at least the columns `needs`. Raises `BadInput` where it is none."
+    if not os.path.isfile(path): raise BadInput(f'{path}: there is no such file')
     expected = f'expected a CSV file in UTF-8 whose first line holds {separator.join(needs)!r}'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', pd.errors.ParserWarning)
+            with open(path, 'rb') as file: columns = 1 + max((line.count(separator.encode()) for line in islice(file, 2)), default=0)
+            if columns > 1000: raise pd.errors.ParserError(f'{columns} columns') # pandas would need minutes and gigabytes to say so
             table = pd.read_csv(path, dtype=str, na_filter=False, encoding='utf-8-sig', sep=separator, skipinitialspace=True, index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning, UnicodeError, OSError) as err:
         raise BadInput(f'{path}: cannot be read ({str(err)[:200]}); {expected}') from err
@@ -59,7 +63,7 @@ def read_csv(path: Path, needs: tuple[str, ...], separator: str = ',') -> pd.Dat
         raise BadInput(f'{path}: has no column {" and no ".join(missing)}; {expected}')
     return table
 
-# %% ../nbs/02_corpora.ipynb #10bab2f5
+# %% ../nbs/02_corpora.ipynb #e2144e23
 def shipped(name: str) -> Path:
     "A file of data_manifests: inside the installed package, or beside it in a checkout."
     package = Path(str(files('cdser')))
@@ -75,10 +79,10 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
         if row.label not in ('', *LABELS):
             raise BadInput(f'{path}, row {i}: the label {shown(row.label)} is not known; use {", ".join(LABELS)}, or nothing to leave the emotion out')
     twice = table.duplicated(['corpus', 'emotion']).to_numpy()
-    if twice.any(): raise BadInput(f'{path}, row {twice.argmax() + 2}: {table.emotion[twice.argmax()]} of {table.corpus[twice.argmax()]} is listed twice')
+    if twice.any(): raise BadInput(f'{path}, row {twice.argmax() + 2}: {brief(table.emotion[twice.argmax()])} of {brief(table.corpus[twice.argmax()])} is listed twice')
     return {corpus: dict(zip(rows.emotion, rows.label)) for corpus, rows in table.groupby('corpus', sort=False)}
 
-# %% ../nbs/02_corpora.ipynb #755628e4
+# %% ../nbs/02_corpora.ipynb #b7420f31
 ODD_PATH = re.compile(r'^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.{0,2}(?:/|$)')
 
 def check_table(table: pd.DataFrame,                     # of str; with at least path, speaker, and label or emotion
@@ -97,6 +101,7 @@ def check_table(table: pd.DataFrame,                     # of str; with at least
     if missing := [c for c in ('path', 'label', 'speaker') if c not in table]:
         raise BadInput(f'{name}: has no column {" and no ".join(missing)}; path, label and speaker are needed, as in path,label,speaker')
     complain(table.path == '', lambda row: 'the path is empty')
+    complain(table.path.str.len() > 4096, lambda row: f'the path {shown(row.path)} is too long')
     complain(table.path.str.contains(ODD_PATH), lambda row: f'the path {shown(row.path)} must be relative to the folder of the corpus, without ".." and with "/"')
     complain(table.path.duplicated(), lambda row: f'{brief(row.path)} is listed twice, first in row {(table.path == row.path).argmax() + 2}')
     left_out = table.label == '' if emotions is not None else False
@@ -107,9 +112,12 @@ def check_table(table: pd.DataFrame,                     # of str; with at least
     blank = {c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table}
     return table.assign(**blank)[list(COLUMNS)]
 
-# %% ../nbs/02_corpora.ipynb #0308a7ca
+# %% ../nbs/02_corpora.ipynb #f7442e57
 def with_numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    try: return table.assign(**{c: pd.to_numeric(table[c].replace('', np.nan)) for c in NUMBERS})
+    try:
+        found = {c: pd.to_numeric(table[c].replace('', np.nan)) for c in NUMBERS}
+        if any(column.dtype == object for column in found.values()): raise ValueError('one is too large')
+        return table.assign(**found)
     except ValueError as err: raise BadInput(f'{name}: {" and ".join(NUMBERS)} must be numbers ({str(err)[:80]})') from err
 
 def read_manifest(path: Path, emotions: dict[str, str] | None = None) -> pd.DataFrame: # COLUMNS
@@ -118,7 +126,8 @@ def read_manifest(path: Path, emotions: dict[str, str] | None = None) -> pd.Data
 
 def write_manifest(table: pd.DataFrame, path: Path) -> None:
     "Write a table so that `read_manifest` gives it back."
-    table[list(COLUMNS)].to_csv(path, index=False, lineterminator='\n')
+    spaced = any(table[c].str.startswith(' ').any() for c in COLUMNS if c not in NUMBERS) # what is not quoted loses spaces when read
+    table[list(COLUMNS)].to_csv(path, index=False, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC if spaced else csv.QUOTE_MINIMAL)
 
 def released(name: str) -> pd.DataFrame: # COLUMNS without label, one row a released file
     "What is known of the files of a release. Raises `BadInput` where nothing is."
@@ -126,10 +135,19 @@ def released(name: str) -> pd.DataFrame: # COLUMNS without label, one row a rele
     if not re.fullmatch(r'\w+', name) or not path.is_file(): raise BadInput(f'{name}: no manifest of a release of that name is known')
     return with_numbers(read_csv(path, tuple(c for c in COLUMNS if c != 'label')), str(path))
 
-# %% ../nbs/02_corpora.ipynb #fade07a9
+# %% ../nbs/02_corpora.ipynb #da2bf310
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 
-def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relative to root, sorted
+def leads_out(root: Path, paths: list[str]) -> list[str]: # those of them
+    "Which paths, relative to `root`, are links out of it, or lie in folders that are."
+    top = os.path.join(os.path.realpath(root), '')
+    def inside(path): return os.path.join(os.path.realpath(os.path.join(root, path)), '').startswith(top)
+    good = {folder for folder in {os.path.dirname(path) for path in paths} if inside(folder)}
+    return [path for path in paths if os.path.dirname(path) not in good or os.path.islink(os.path.join(root, path)) and not inside(path)]
+
+def find_files(root: Path, suffixes: set[str],
+               refuse_links: bool = True, # raise `BadInput` at a file that is a link out of the folder
+              ) -> list[PurePosixPath]:   # relative to root, sorted
     "Every file below a folder with one of these suffixes, but for hidden ones. Links to folders are not followed."
     def refuse(err): raise BadInput(f'{err.filename}: cannot be listed ({err.strerror})') from err
     found, start = [], len(os.path.join(root, ''))
@@ -137,6 +155,8 @@ def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relativ
         folders[:] = [name for name in folders if not name.startswith('.')]
         found += [os.path.join(folder, name)[start:].replace(os.sep, '/') for name in names
                   if not name.startswith('.') and os.path.splitext(name)[1].lower() in suffixes]
+    if refuse_links and (out := leads_out(root, [path for path in found if os.path.islink(os.path.join(root, path))])):
+        raise BadInput(f'{root}: {len(out)} files are links that lead out of it, the first is {brief(out[0])}; copy them into it')
     for path in found:
         try: path.encode()
         except UnicodeEncodeError as err: raise BadInput(f'{root}: the file name {os.fsencode(path)!r} is not UTF-8; rename it') from err
@@ -149,8 +169,8 @@ def to_table(rows: list[dict], root: Path, like: str) -> pd.DataFrame: # path, e
     name = table.speaker + '/' + [row.get('utterance', PurePosixPath(row['path']).stem) for row in rows]
     if (twice := name.duplicated()).any():
         one, other = table.path[name == name[twice.argmax()]][:2]
-        raise BadInput(f'{root}: {one} and {other} are the same utterance; keep one of them' if one != other else
-                       f'{root}: {one} is labelled twice; is a label file there twice?')
+        raise BadInput(f'{root}: {brief(one)} and {brief(other)} are the same utterance; keep one of them' if one != other else
+                       f'{root}: {brief(one)} is labelled twice; is a label file there twice?')
     return table
 
 def by_name(root: Path, like: str, # a name in the release, for the message
@@ -163,7 +183,7 @@ def by_name(root: Path, like: str, # a name in the release, for the message
 
 GENDERS = {'M': 'male', 'F': 'female'}
 
-# %% ../nbs/02_corpora.ipynb #9595ea1e
+# %% ../nbs/02_corpora.ipynb #6d1f493f
 IEMOCAP_TURN = re.compile(r'\[[\d.]+ - [\d.]+\]\t(Ses(\d\d)[FM]_\w+_([FM])\w*)\t(\w+)\t\[')
 
 def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suffix -> path
@@ -177,8 +197,9 @@ def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suf
 
 def label_lines(path: Path, pattern: re.Pattern, starts: str | tuple[str, ...], like: str) -> list[re.Match]:
     "What `pattern` finds in the lines that begin with `starts`. Raises `BadInput` at such a line that it does not match."
+    if not os.path.isfile(path): raise BadInput(f'{path}: there is no such file')
     found = []
-    for i, line in enumerate(path.read_text(encoding='utf-8', errors='replace').splitlines(), 1):
+    for i, line in enumerate(path.read_text(encoding='utf-8-sig', errors='replace').splitlines(), 1):
         if not line.startswith(starts): continue
         if not (match := pattern.match(line)): raise BadInput(f'{path}, line {i}: {shown(line)} is not as in the release, such as {like}')
         found.append(match)
@@ -198,7 +219,7 @@ def read_iemocap(root: Path) -> pd.DataFrame:
                              session=session, gender=GENDERS[spoken_by], text_id=script[0] if script else ''))
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Session1/dialog/EmoEvaluation/Ses01F_impro01.txt')
 
-# %% ../nbs/02_corpora.ipynb #f9a27736
+# %% ../nbs/02_corpora.ipynb #5dfdeff1
 MSP_TURN = re.compile(r'(?:UTD|MSP)-(IMPROV-(S\d\d)[A-Z]-([FM])(\d)(\d)-([PRST])-\w+)\.\w+ *; *([A-Z]) *;')
 
 def read_msp_improv(root: Path) -> pd.DataFrame:
@@ -212,22 +233,22 @@ def read_msp_improv(root: Path) -> pd.DataFrame:
         path = paths.get(f'MSP-{name}', f'session{session}/{name.split("-")[1]}/{scenario}/MSP-{name}.wav')
         row = dict(path=path, emotion=emotion, speaker=gender + tens + session, session=session, gender=GENDERS[gender],
                    text_id=sentence if scenario in 'RS' else '')
-        if rows.setdefault(name, row) != row: raise BadInput(f'{root}: {labels[-1]} gives {name} a second label, {emotion} beside {rows[name]["emotion"]}')
+        if rows.setdefault(name, row) != row: raise BadInput(f'{root}: {labels[-1]} gives {brief(name)} a second label, {emotion} beside {rows[name]["emotion"]}')
     return to_table(sorted(rows.values(), key=lambda row: row['path']), root, 'Evalution.txt')
 
-# %% ../nbs/02_corpora.ipynb #3bdfa82d
+# %% ../nbs/02_corpora.ipynb #ad25f0cd
 def read_cremad(root: Path) -> pd.DataFrame:
     "CREMA-D (Cao et al. 2014): the third field is the emotion, the first the speaker."
-    people = next(root.rglob('VideoDemographics.csv'), None)
-    sexes = read_csv(people, ('ActorID', 'Sex')).set_index('ActorID').Sex.str.lower() if people else {}
+    people = next((root / path for path in find_files(root, {'.csv'}) if path.name == 'VideoDemographics.csv'), None)
+    sexes = dict(read_csv(people, ('ActorID', 'Sex'))[['ActorID', 'Sex']].to_numpy()) if people else {}
     wav_only = any('AudioWAV' in path.parts for path in find_files(root, AUDIO))
     def facts(path):
         fields = path.stem.split('_')
         if len(fields) != 4 or not fields[0].isdigit() or wav_only and 'AudioWAV' not in path.parts: return None
-        return dict(emotion=fields[2], speaker=fields[0], gender=sexes.get(fields[0], ''), text_id=fields[1])
+        return dict(emotion=fields[2], speaker=fields[0], gender=sexes.get(fields[0], '').lower(), text_id=fields[1])
     return by_name(root, 'AudioWAV/1001_DFA_ANG_XX.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #47c0e1f3
+# %% ../nbs/02_corpora.ipynb #f6be45fe
 def read_ravdess(root: Path) -> pd.DataFrame:
     "RAVDESS (Livingstone & Russo 2018): the third number is the emotion, the last the speaker; songs are left out."
     def facts(path):
@@ -236,7 +257,7 @@ def read_ravdess(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=speaker, gender='male' if int(speaker) % 2 else 'female', text_id=statement)
     return by_name(root, '03-01-05-01-02-01-12.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #b377f248
+# %% ../nbs/02_corpora.ipynb #61765d42
 def read_emodb(root: Path) -> pd.DataFrame:
     "EmoDB (Burkhardt et al. 2005): the sixth character is the emotion, the first two are the speaker."
     def facts(path):
@@ -245,7 +266,7 @@ def read_emodb(root: Path) -> pd.DataFrame:
         return dict(emotion=path.stem[5], speaker=speaker, gender='male' if speaker in {'03', '10', '11', '12', '15'} else 'female', text_id=path.stem[2:5])
     return by_name(root, '03a01Fa.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #0582b36a
+# %% ../nbs/02_corpora.ipynb #afeb1f5e
 def read_savee(root: Path) -> pd.DataFrame:
     "SAVEE (Jackson & Haq 2014): letters are the emotion, before them stands the speaker."
     def facts(path):
@@ -253,7 +274,7 @@ def read_savee(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[2], gender='male', text_id=found[2] + found[3], utterance=found[2] + found[3]) if found else None
     return by_name(root, 'DC/a01.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #c05ab2d1
+# %% ../nbs/02_corpora.ipynb #b3e8f6dd
 def read_tess(root: Path) -> pd.DataFrame:
     "TESS (Dupuis & Pichora-Fuller 2010): the last field is the emotion, the first the speaker."
     def facts(path):
@@ -262,10 +283,10 @@ def read_tess(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1] + 'F', emotion=found[3].lower(), gender='female', text_id=found[2], utterance=f'{found[2]}_{found[3].lower()}')
     return by_name(root, 'OAF_back_angry.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #b4815bd3
+# %% ../nbs/02_corpora.ipynb #e22078b8
 def read_nemo(root: Path) -> pd.DataFrame:
     "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv or the manifest."
-    about = next(root.rglob('data.tsv'), None)
+    about = next((root / path for path in find_files(root, {'.tsv'}) if path.name == 'data.tsv'), None)
     people = read_csv(about, ('speaker_id', 'gender'), '\t') if about else released('nemo').rename(columns={'speaker': 'speaker_id'})
     gender = dict(zip(people.speaker_id.str.strip(), people.gender))
     def facts(path):
@@ -273,7 +294,7 @@ def read_nemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[2], gender=gender.get(found[1], ''), text_id=found[3]) if found else None
     return by_name(root, 'samples/EB0_anger_1.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #7f134ffb
+# %% ../nbs/02_corpora.ipynb #08b08482
 def read_urdu(root: Path) -> pd.DataFrame:
     "URDU (Latif et al. 2018): the folder, or the third field, is the emotion, the first field the speaker."
     words = {'A': 'Angry', 'H': 'Happy', 'N': 'Neutral', 'S': 'Sad'}
@@ -284,7 +305,7 @@ def read_urdu(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=found[1], gender=GENDERS[found[2]])
     return by_name(root, 'Angry/SM1_F10_A010.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #972fe4c8
+# %% ../nbs/02_corpora.ipynb #eb032341
 def read_esd(root: Path) -> pd.DataFrame:
     "ESD (Zhou et al. 2021): a folder is the emotion, the first field the speaker, 0001 to 0010 of Mandarin."
     def facts(path):
@@ -294,7 +315,7 @@ def read_esd(root: Path) -> pd.DataFrame:
         return dict(emotion=found[2], speaker=found[1], text_id=f'{language}_{(int(found[3]) - 1) % 350 + 1:03}')
     return by_name(root, '0011/Angry/0011_000351.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #e559f290
+# %% ../nbs/02_corpora.ipynb #f3a92a5d
 def read_shemo(root: Path) -> pd.DataFrame:
     "ShEMO (Mohamad Nezami et al. 2019): the fourth character is the emotion, the first three are the speaker."
     def facts(path):
@@ -302,7 +323,7 @@ def read_shemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[3], gender=GENDERS[found[2]]) if found else None
     return by_name(root, 'F24A24.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #528d213f
+# %% ../nbs/02_corpora.ipynb #f5e12651
 def read_msp_podcast(root: Path) -> pd.DataFrame:
     "MSP-Podcast (Lotfian & Busso 2019): perceived labels by its table; unknown speakers are left out."
     tables = [path for path in find_files(root, {'.csv'}) if path.stem in ('labels_consensus', 'labels_concensus')]
@@ -314,12 +335,12 @@ def read_msp_podcast(root: Path) -> pd.DataFrame:
             for row in table.itertuples() if row.SpkrID.lower() not in ('unknown', '')]
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Labels/labels_consensus.csv')
 
-# %% ../nbs/02_corpora.ipynb #befe4478
+# %% ../nbs/02_corpora.ipynb #c331843a
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     'iemocap': read_iemocap, 'msp_improv': read_msp_improv, 'cremad': read_cremad, 'ravdess': read_ravdess, 'emodb': read_emodb,
     'savee': read_savee, 'tess': read_tess, 'nemo': read_nemo, 'urdu': read_urdu, 'esd': read_esd, 'shemo': read_shemo, 'msp_podcast': read_msp_podcast}
 
-# %% ../nbs/02_corpora.ipynb #9a015f52
+# %% ../nbs/02_corpora.ipynb #4c884365
 def read_corpus(name: str,                     # picks the reader and the lines of the label map
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
@@ -327,6 +348,7 @@ def read_corpus(name: str,                     # picks the reader and the lines 
     "A checked table; whether its recordings are there is not asked. Raises `BadInput` where it cannot be read."
     root, emotions = Path(root), read_label_map(label_map).get(name)
     if not root.is_dir(): raise BadInput(f'{root}: there is no such folder')
+    if leads_out(root, ['manifest.csv']): raise BadInput(f'{root}/manifest.csv: is a link that leads out of the folder; copy it there')
     if (root / 'manifest.csv').is_file(): return Corpus(name, root, read_manifest(root / 'manifest.csv', emotions))
     if (root / 'dataset_info.json').exists() or (root / 'dataset_dict.json').exists():
         raise BadInput(f'{root}: is a folder of the datasets library; bring it in with cdser import-dataset')
@@ -336,23 +358,16 @@ def read_corpus(name: str,                     # picks the reader and the lines 
     if emotions is None: raise BadInput(f'{label_map}: has no lines for {name}, such as {name},{next(iter(read_label_map()[name]))},ang')
     return Corpus(name, root, check_table(READERS[name](root), str(root), emotions))
 
-def leads_out(root: Path, paths: list[str]) -> list[str]: # those of them
-    "Which paths, relative to `root`, are links out of it, or lie in folders that are."
-    top = os.path.join(os.path.realpath(root), '')
-    def inside(path): return os.path.join(os.path.realpath(os.path.join(root, path)), '').startswith(top)
-    good = {folder for folder in {os.path.dirname(path) for path in paths} if inside(folder)}
-    return [path for path in paths if os.path.dirname(path) not in good or os.path.islink(os.path.join(root, path)) and not inside(path)]
-
 def load_corpus(name: str,                     # the name of its folder
                 corpora_root: Path,            # the folder that holds the corpora's folders
                 label_map: Path | None = None, # None: the shipped one
                ) -> Corpus:
     "A checked corpus. Raises `BadInput` where it is not there, cannot be read, or lists recordings that are not there."
     corpora_root = Path(corpora_root)
-    if not corpora_root.is_dir(): raise BadInput(f'corpora_root: there is no folder {corpora_root}; it should hold a folder for each corpus')
-    if not (corpora_root / name).is_dir():
+    if not os.path.isdir(corpora_root): raise BadInput(f'corpora_root: there is no folder {corpora_root}; it should hold a folder for each corpus')
+    if name.startswith('/') or '..' in name.split('/') or not os.path.isdir(corpora_root / name):
         there = ', '.join(sorted(path.name for path in corpora_root.iterdir() if path.is_dir())) or 'no folder'
-        raise BadInput(f'corpora_root: {corpora_root} has no folder {name!r}, it holds {there}')
+        raise BadInput(f'corpora_root: {corpora_root} has no folder {shown(name)}, it holds {there[:200]}')
     corpus = read_corpus(name, corpora_root / name, label_map)
     listed = corpus.root / 'manifest.csv' if (corpus.root / 'manifest.csv').is_file() else corpus.root
     for wrong, what in ((leads_out(corpus.root, corpus.table.path), f'are links that lead out of {corpus.root}; copy them into it'),
@@ -360,13 +375,13 @@ def load_corpus(name: str,                     # the name of its folder
         if wrong: raise BadInput(f'{listed}: {len(wrong)} of {len(corpus.table)} recordings {what}, the first is {brief(wrong[0])}')
     return corpus
 
-# %% ../nbs/02_corpora.ipynb #9968577b
+# %% ../nbs/02_corpora.ipynb #5ad3bcf6
 def describe(corpus: Corpus) -> pd.DataFrame: # one row
     "How many utterances of each label, how many speakers."
     counts = corpus.table.label.value_counts().reindex(LABELS, fill_value=0)
     return pd.DataFrame(dict(utterances=len(corpus.table), **counts, speakers=corpus.table.speaker.nunique()), index=[corpus.name])
 
-# %% ../nbs/02_corpora.ipynb #555fd127
+# %% ../nbs/02_corpora.ipynb #edb23b27
 MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # how a file of each kind begins
 
 def write_recordings(data, part: str, folder: Path, columns: dict[str, str]) -> list[dict]: # rows of a manifest

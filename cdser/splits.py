@@ -7,7 +7,7 @@ __all__ = ['NO_TEXT', 'PARTS', 'groups', 'stratified', 'fold_of', 'hold_out', 'f
            'target_split', 'audit', 'check_split', 'make_splits', 'freeze', 'split_hash', 'read_split', 'plan_folds',
            'split_corpus', 'speaker_confound', 'two_labels', 'audit_folds', 'audit_corpus']
 
-# %% ../nbs/04_splits.ipynb #6a62d93f
+# %% ../nbs/04_splits.ipynb #31f02fe8
 import warnings
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 from .config import LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash
-from .corpora import Corpus, check_table, read_csv, read_label_map, released, shipped
+from .corpora import Corpus, brief, check_table, read_csv, read_label_map, released, shipped, shown
 
-# %% ../nbs/04_splits.ipynb #086efe8f
+# %% ../nbs/04_splits.ipynb #05fa78f8
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together
     "Sessions or speakers, as the protocol has it. Raises `BadInput` where sessions are wanted and there are none."
     sessions = (table.session != '').all()
@@ -49,7 +49,7 @@ def fold_of(table: pd.DataFrame,
     if group.nunique() != folds: raise BadInput(f'folds: {protocol} makes {group.nunique()} folds here, not {folds}')
     return np.unique(group, return_inverse=True)[1]
 
-# %% ../nbs/04_splits.ipynb #316ac7f9
+# %% ../nbs/04_splits.ipynb #b264ba57
 def hold_out(table: pd.DataFrame,
              rows: np.ndarray, # (n,) the utterances to divide
              share: float,     # of the utterances, to be held out
@@ -68,7 +68,7 @@ def hold_out(table: pd.DataFrame,
     out = np.isin(table.speaker.iloc[rows], counts.index[choices[cost.argmin()]])
     return rows[~out], rows[out]
 
-# %% ../nbs/04_splits.ipynb #ab6cd124
+# %% ../nbs/04_splits.ipynb #164f4184
 NO_TEXT = -1
 
 def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_TEXT where an utterance has none
@@ -79,7 +79,7 @@ def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_
     found[spoken] = stratified(table[spoken], table.text_id[spoken], folds)
     return found
 
-# %% ../nbs/04_splits.ipynb #50fa20cb
+# %% ../nbs/04_splits.ipynb #80511c75
 @dataclass(frozen=True)
 class Split:
     "Row numbers of a table; no speaker is in two parts."
@@ -106,7 +106,7 @@ def target_split(table: pd.DataFrame,
     rest = np.flatnonzero(~tested & (text != fold))
     return Split(*hold_out(table, rest, share, seed), np.flatnonzero(tested & ((text == fold) | (text == NO_TEXT))))
 
-# %% ../nbs/04_splits.ipynb #9996392d
+# %% ../nbs/04_splits.ipynb #425eb3ae
 def audit(table: pd.DataFrame,
           split: Split,
           clips: np.ndarray | None = None, # (n,) equal where two rows are the same clip; None: not known
@@ -127,7 +127,7 @@ def check_split(table: pd.DataFrame, split: Split) -> None:
     for name in ('train', 'valid'):
         if not len(getattr(split, name)): raise BadInput(f'split: there are no utterances to {name} on; more speakers are needed')
 
-# %% ../nbs/04_splits.ipynb #8552c9ae
+# %% ../nbs/04_splits.ipynb #bf792c3f
 PARTS = ('train', 'valid', 'test')
 
 def make_splits(table: pd.DataFrame, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]:
@@ -151,17 +151,19 @@ def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one a fold
     said, stems = read_csv(path, ('path', 'fold_0')), table.path.str.replace(r'\.\w+$', '', regex=True)
     folds = [c for c in said if c.startswith('fold_')]
     for i, column in enumerate(folds):
-        odd = ~said[column].isin(('', *PARTS))
-        if column != f'fold_{i}' or odd.any(): raise BadInput(f'{path}: {column} holds {said[column][odd].tolist()[:1]}; expected fold_0, fold_1, … of train, valid, test or nothing')
-    if said.path.duplicated().any() or (strange := set(said.path) ^ set(stems)):
-        raise BadInput(f'{path}: is not of this corpus: {len(strange)} recordings are only in one of the two, such as {min(strange)}' if not said.path.duplicated().any()
-                       else f'{path}: {said.path[said.path.duplicated()].iloc[0]} is listed twice')
+        odd = said[column][~said[column].isin(('', *PARTS))].tolist()
+        if odd or column != f'fold_{i}': raise BadInput(f'{path}: {brief(column)} holds {shown(odd[:1])}; expected fold_0, fold_1, … of train, valid, test or nothing')
+    if (twice := said.path[said.path.duplicated()].tolist()): raise BadInput(f'{path}: {brief(twice[0])} is listed twice')
+    if strange := set(said.path) ^ set(stems):
+        raise BadInput(f'{path}: is not of this corpus: {len(strange)} recordings are only in one of the two, such as {brief(min(strange))}')
     parts = said.set_index('path').loc[stems]
     splits = [Split(*(np.flatnonzero(parts[column] == part) for part in PARTS)) for column in folds]
-    for split in splits: check_split(table, split)
+    try:
+        for split in splits: check_split(table, split)
+    except BadInput as err: raise BadInput(f'{path}: {err}') from err
     return splits
 
-# %% ../nbs/04_splits.ipynb #81bde362
+# %% ../nbs/04_splits.ipynb #977d64b5
 def plan_folds(corpus: Corpus,
                protocol: str = '',   # one of PROTOCOLS; '': frozen where there is a split.csv, else the corpus's default
                folds: int = 3,       # how many, if the protocol is k_fold
@@ -173,19 +175,19 @@ def plan_folds(corpus: Corpus,
     if protocol == 'frozen': return dict(protocol=protocol, folds=len(read_split(file, corpus.table)))
     return dict(protocol=protocol, folds=folds if protocol == 'k_fold' else groups(corpus.table, protocol).nunique())
 
-# %% ../nbs/04_splits.ipynb #0c6c9d38
+# %% ../nbs/04_splits.ipynb #c1804229
 def split_corpus(corpus: Corpus, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]: # one a fold
     "The splits of all folds, made by the plan's protocol or read from split.csv."
     if plan['protocol'] == 'frozen': return read_split(corpus.root / 'split.csv', corpus.table)
     return make_splits(corpus.table, plan, share, seed, disjoint_texts)
 
-# %% ../nbs/04_splits.ipynb #bf9f68a0
+# %% ../nbs/04_splits.ipynb #9a05012a
 def speaker_confound(table: pd.DataFrame) -> tuple[float, float]: # accuracy given the speaker, accuracy given nothing
     "How often guessing the speaker's most frequent label is right, and how often guessing the corpus's."
     counts = pd.crosstab(table.speaker, table.label)
     return float(counts.max(axis=1).sum() / len(table)), float(counts.sum().max() / len(table))
 
-# %% ../nbs/04_splits.ipynb #e6d6d75b
+# %% ../nbs/04_splits.ipynb #31f51895
 def two_labels(labels: pd.Series, same: pd.Series | np.ndarray) -> int:
     "How many clips occur with more than one label; `same` is equal where two rows are the same clip, '' where nothing is known."
     facts = pd.DataFrame(dict(label=labels.to_numpy(), same=np.asarray(same)))

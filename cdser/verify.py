@@ -6,7 +6,7 @@
 __all__ = ['CLIPPED', 'PUBLISHED', 'SCENARIOS', 'KINDS', 'examine', 'tails', 'beside_release', 'repeated', 'count_labels',
            'compare_counts', 'count_scenarios', 'Verification', 'verify', 'audit_copy']
 
-# %% ../nbs/08_verify.ipynb #8db3b47d
+# %% ../nbs/08_verify.ipynb #2873cda0
 import hashlib, os, time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from .corpora import AUDIO, COLUMNS, READERS, Corpus, check_table, find_files, l
 from .duplicates import clips, sketch
 from .splits import audit_corpus, audit_folds, plan_folds, split_corpus
 
-# %% ../nbs/08_verify.ipynb #57a0e5a6
+# %% ../nbs/08_verify.ipynb #5a536bcb
 CLIPPED = .001 # share of samples at full scale from which a recording counts as clipped
 
 def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and wrong: None, or a kind and what it is
@@ -32,7 +32,7 @@ def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and w
     clipped = float((np.abs(samples) >= .999).mean())
     return dict(**facts, clipped=clipped, sketch=sketch(resample(samples, rate)))
 
-# %% ../nbs/08_verify.ipynb #cd51a2f1
+# %% ../nbs/08_verify.ipynb #aa74661e
 def tails(paths: pd.Series, # of a release
           others: pd.Series,  # of a copy
          ) -> tuple[pd.Series, pd.Series]: # both as the shortest tails, without suffix, that tell the release's recordings apart
@@ -62,7 +62,7 @@ def beside_release(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame
             found.append((row.path, 'changed', f'lasts {row.seconds:.2f} s, in the release {row.duration_s:.2f} s'))
     return found
 
-# %% ../nbs/08_verify.ipynb #39f57890
+# %% ../nbs/08_verify.ipynb #cf4bc296
 def repeated(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame | None) -> list[tuple]: # (path, kind, detail)
     "Recordings that sound like an earlier one; also sets facts.clip, equal where two rows are the same clip."
     usable = facts.index[[s is not None for s in facts.sketch]]
@@ -78,7 +78,7 @@ def repeated(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame | Non
         found += [(row.path, kind, f'{row.speaker}, {row.label}: sounds as {first.path} ({first.speaker}, {first.label})') for row in rows[1:].itertuples()]
     return found
 
-# %% ../nbs/08_verify.ipynb #d7058a08
+# %% ../nbs/08_verify.ipynb #4a31c8e4
 PUBLISHED = {'msp_improv': (792, 2644, 3477, 885), 'tess': (400, 400, 400, 400), 'esd': (7000, 7000, 7000, 7000), 'shemo': (1034, 198, 1018, 360)}
 SCENARIOS = {'P': 2785, 'R': 620, 'S': 652, 'T': 4381} # turns of MSP-IMPROV with any label
 
@@ -105,7 +105,7 @@ def count_scenarios(root: Path) -> list[tuple]: # findings
     turns = READERS['msp_improv'](root).path.str.extract(r'-([PRST])-[^/]*$')[0].value_counts()
     return [('', 'count', f'scenario {s}: {turns.get(s, 0)} turns, published {n}') for s, n in SCENARIOS.items() if turns.get(s, 0) != n]
 
-# %% ../nbs/08_verify.ipynb #55a5e3b8
+# %% ../nbs/08_verify.ipynb #41d8545a
 KINDS = {**dict.fromkeys(('missing', 'changed', 'relabelled', 'unreadable', 'silent', 'too short', 'not finite', 'leads out',
                           'two labels', 'two speakers'), 'error'),
          **dict.fromkeys(('duplicate', 'converted', 'clipped', 'extra', 'count'), 'warning')}
@@ -134,7 +134,7 @@ class Verification:
             lines += [f'           {row.path}{": " * bool(row.path)}{row.detail}' for row in rows[:3].itertuples()] + ['           …'] * (len(rows) > 3)
         return '\n'.join(lines + ['' if len(self.findings) else 'nothing found', 'fit for training' if self.ok else 'NOT FIT for training'])
 
-# %% ../nbs/08_verify.ipynb #9a1a74b0
+# %% ../nbs/08_verify.ipynb #5c1e5583
 def verify(name: str,                     # the corpus
            root: Path,                    # its folder
            label_map: Path | None = None, # None: the shipped one
@@ -161,7 +161,7 @@ def verify(name: str,                     # the corpus
     if known is not None: found += [finding for finding in beside_release(table, facts, known) if finding[:2] not in said]
     found += repeated(table, facts, None if own else known)
     everything = set(table.path if own else READERS[name](root).path)
-    found += [(str(path), 'extra', 'is in the folder but not in the table') for path in find_files(root, AUDIO) if str(path) not in everything]
+    found += [(str(path), 'extra', 'is in the folder but not in the table') for path in find_files(root, AUDIO, refuse_links=False) if str(path) not in everything]
     counts, differ = compare_counts(corpus, None if own else known, label_map is None)
     found += differ + (count_scenarios(root) if name == 'msp_improv' and not own else [])
     findings = pd.DataFrame(found, columns=['path', 'kind', 'detail'])
@@ -169,7 +169,7 @@ def verify(name: str,                     # the corpus
     findings = findings.sort_values(['level', 'kind', 'path'], ignore_index=True)
     return Verification(corpus, findings, counts, facts[['sha256', 'seconds', 'rate', 'clip']], time.perf_counter() - start)
 
-# %% ../nbs/08_verify.ipynb #1b76b3c6
+# %% ../nbs/08_verify.ipynb #b8e76899
 def audit_copy(found: Verification, plan: dict, disjoint_texts: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]: # a row; a row a fold
     "What the splits of a verified copy share; `plan` is from `plan_folds`."
     splits = split_corpus(found.corpus, plan, disjoint_texts=disjoint_texts)

@@ -1,5 +1,5 @@
 "Fuzzed inputs: each is read, or refused with one clear error; nothing crashes or hangs, nothing outside the root is touched."
-# A failing case is run again, in an empty folder, by: attempt('truncated', 17, Path('/tmp/again'))
+# A failing case is run again, in an empty folder, by: attempt('truncated', 17, Path('again'))
 import csv
 import faulthandler
 import io
@@ -14,8 +14,8 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,12 @@ from numpy.random import Generator
 from cdser.audio import LONGEST, RATES, SHORTEST, AudioStore, as_int16, load_audio, open_store
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
 from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, load_corpus, read_label_map, shipped, write_manifest
-from cdser.splits import NO_TEXT, Split, freeze, make_splits, read_split
+from cdser.splits import Split, freeze, make_splits, read_split
 
 SEED = 2026
-PATIENCE = 60     # seconds before a case counts as hanging; no measure of speed
-MEMORY = 300      # MiB that the cases of a kind may add
-MESSAGE = 600     # characters of an error about one file
+PATIENCE = 60 # seconds before a case counts as hanging; no measure of speed
+MEMORY = 300  # MiB that the cases of a kind may add
+MESSAGE = 600 # characters of an error about one file
 
 
 # ---- what is asked of every case
@@ -44,6 +44,7 @@ class Case:
     names: tuple[Path, ...]  # what a refusal must name: one of them
     want: str = ''           # 'read' or 'refused', where only one of them is right
     files: int = 1           # how many a refusal may speak of
+    says: str = ''           # what a refusal must say
 
 
 KINDS: dict[str, tuple[Callable[[Generator, Path, int], Case], int, int]] = {} # name -> maker, cases, MiB
@@ -94,13 +95,14 @@ def check_message(message: str, case: Case) -> None:
     names = [name for path in case.names for name in (str(path), repr(os.fsencode(path.name)))]
     assert any(name in message for name in names), f'{message[:300]!r} names none of {names[:4]}'
     assert len(message) < MESSAGE * case.files, f'a message of {len(message)} characters: {message[:300]!r}'
+    assert case.says in message, f'{message[:300]!r} does not say {case.says!r}'
     assert 'Traceback' not in message and '.py"' not in message, message
 
 
 # ---- what lies outside, and who looks at it
 
-OUTSIDE: list[str] = []         # the folder that is watched while a case is asked
-TOUCHED: list[tuple] = []       # what was done there
+OUTSIDE: list[str] = []   # the folder that is watched while a case is asked
+TOUCHED: list[tuple] = [] # what was done there
 
 
 def watch(event: str, args: tuple) -> None:
@@ -120,7 +122,7 @@ class WatchedFile(sf.SoundFile):
         super().__init__(file, *args, **options)
 
 
-def contents(folder: Path) -> dict: # path -> bytes, mtime
+def contents(folder: Path) -> dict: # path -> bytes, mtime, mode
     found = {path: path.lstat() for path in sorted(folder.rglob('*'))}
     return {path: (path.read_bytes() if path.is_file() else b'', facts.st_mtime_ns, facts.st_mode) for path, facts in found.items()}
 
@@ -138,14 +140,17 @@ def strictly(outside: Path) -> Iterator[None]:
     "Warnings are errors, waiting ends, and what is done outside is noted."
     def stop(*_): raise Hung
     before = signal.signal(signal.SIGALRM, stop)
-    TOUCHED.clear(), OUTSIDE.append(os.path.realpath(outside)), signal.alarm(PATIENCE)
+    TOUCHED.clear()
+    OUTSIDE.append(os.path.realpath(outside))
+    signal.alarm(PATIENCE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             for harmless in (DeprecationWarning, PendingDeprecationWarning, FutureWarning): warnings.simplefilter('ignore', harmless)
             yield
     finally:
-        signal.alarm(0), OUTSIDE.clear()
+        signal.alarm(0)
+        OUTSIDE.clear()
         signal.signal(signal.SIGALRM, before)
 
 
@@ -157,15 +162,17 @@ def attempt(name: str, number: int, tmp: Path) -> str: # 'read', or the message 
     case = KINDS[name][0](np.random.default_rng([SEED, zlib.crc32(name.encode()), number]), root, number)
     before = listing(root)
     with strictly(outside):
-        try: found = case.ask()
+        try:
+            found = case.ask()
+            CHECKS[type(found)](found)
         except BadInput as err: found = str(err)
+        except AssertionError: raise
         except Hung: raise AssertionError(f'no answer in {PATIENCE} seconds') from None
         except Exception as err: raise AssertionError(f'{type(err).__name__}: {str(err)[:300]}') from err
     assert not TOUCHED, f'touched outside the root: {TOUCHED[:3]}'
     left = {path for path in listing(root) ^ before if Path(path).relative_to(root).parts[0] != 'store'}
     assert not left, f'left behind, or gone: {sorted(left)[:3]}'
     if isinstance(found, str): check_message(found, case)
-    else: CHECKS[type(found)](found)
     answer = 'refused' if isinstance(found, str) else 'read'
     assert case.want in ('', answer), f'{answer}, and should be {case.want}: {str(found)[:300]}'
     return found if answer == 'refused' else 'read'
@@ -179,10 +186,30 @@ def voice(seconds: float = .3, rate: int = SAMPLE_RATE, channels: int = 1) -> np
     return np.repeat((.1 * tones)[:, None], channels, 1).astype(np.float32)
 
 
+def checksum(page: bytes) -> int: # of Ogg
+    found = 0
+    for byte in page:
+        found ^= byte << 24
+        for _ in range(8): found = found << 1 ^ (0x104c11db7 if found >> 31 else 0)
+    return found
+
+
+def undated(content: bytes) -> bytes:
+    "The same each time: libsndfile writes a random number into pages of Ogg, and the time into the peaks of WAV."
+    found, at = bytearray(content), 0
+    while found[at:at + 4] == b'OggS':
+        end = at + 27 + found[at + 26] + sum(found[at + 27:at + 27 + found[at + 26]])
+        found[at + 14:at + 18], found[at + 22:at + 26] = bytes(4), bytes(4)
+        found[at + 22:at + 26] = checksum(found[at:end]).to_bytes(4, 'little')
+        at = end
+    if found[:4] == b'RIFF' and (at := found.find(b'PEAK', 0, 99)) > 0: found[at + 12:at + 16] = bytes(4)
+    return bytes(found)
+
+
 def recording(samples: np.ndarray, rate: int, container: str, subtype: str | None = None) -> bytes:
     held = io.BytesIO()
     sf.write(held, samples, rate, format=container, subtype=subtype)
-    return held.getvalue()
+    return undated(held.getvalue())
 
 
 @cache
@@ -200,7 +227,7 @@ def seeds() -> dict[str, bytes]: # name with its suffix -> a small good file
 @cache
 def canaries() -> dict[str, bytes]:
     "What lies outside; each would be accepted, were it inside."
-    return {'canary.wav': seeds()['pcm16.wav'], 'sub/canary.wav': seeds()['pcm16.wav'],
+    return {'canary.wav': seeds()['pcm16.wav'], 'sub/canary.wav': seeds()['pcm16.wav'], 'sub/c.wav': seeds()['pcm16.wav'],
             'canary.csv': MANIFEST, 'manifest.csv': MANIFEST, 'iemocap.txt': IEMOCAP, 'msp_improv.txt': IMPROV, 'msp_podcast.csv': PODCAST,
             'nemo.tsv': NEMO, 'cremad.csv': CREMAD, **{f'{letter}.wav': b'x' for letter in 'abcdef'}}
 
@@ -223,7 +250,11 @@ def pick(rng: Generator, items):
 
 
 def listen(path: Path, want: str = '', max_seconds: float | None = None) -> Case:
-    return Case(lambda: load_audio(path, max_seconds), (path,), want)
+    def ask():
+        samples = load_audio(path, max_seconds)
+        check_samples(samples, max_seconds or LONGEST)
+        return samples
+    return Case(ask, (path,), want)
 
 
 def as_file(rng: Generator, root: Path, name: str, content: bytes, want: str = '') -> Case:
@@ -243,11 +274,11 @@ def flip(rng: Generator, data: bytes, below: int) -> bytes:
 def odd_rates_and_channels(rng, root, i):
     "First the seeds themselves; then any rate and number of channels: what is believed is read, the rest refused."
     if i < len(seeds()): return as_file(rng, root, *list(seeds().items())[i], want='read')
-    suffix = pick(rng, ('.wav', '.wav', '.flac'))
     rate = int(pick(rng, (rng.integers(*RATES), rng.integers(1, RATES[0]), rng.integers(RATES[1] + 1, 655_350), *RATES, 11_111, 22_051, 44_056)))
-    channels = int(pick(rng, (1, 2, 3, 5, 8) if suffix == '.flac' else (1, 2, 3, 5, 8, 17, 64, 255, 1024)))
-    content = recording(voice(.3, rate, channels) if rate * channels < 3e7 else voice(.3, rate), rate, suffix[1:].upper())
-    return as_file(rng, root, f'a{suffix}', content, 'read' if RATES[0] <= rate <= RATES[1] else 'refused')
+    suffix = pick(rng, ('.wav', '.wav', '.flac') if rate < 2**16 else ('.wav',))
+    channels = int(pick(rng, (1, 2, 3, 5, 8) if suffix == '.flac' or rate > 20_000 else (1, 2, 17, 64, 255, 1024)))
+    return as_file(rng, root, f'a{suffix}', recording(voice(.3, rate, channels), rate, suffix[1:].upper()),
+                   'read' if RATES[0] <= rate <= RATES[1] else 'refused')
 
 
 @kind(280)
@@ -281,7 +312,7 @@ def inserted_and_deleted_bytes(rng, root, i):
 @kind(100)
 def wrong_extension(rng, root, i):
     "What a file is called does not matter, or is an error."
-    suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.WAV', '.txt', '', '.', '.raw', '.RAW', '.au', '.gsm', '.vox', '.sd2', '.aiff', '.mat', '.pcm', '.é')
+    suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.WAV', '.txt', '', '.', '.raw', '.RAW', '.au', '.gsm', '.vox', '.sd2', '.aiff', '.pcm', '.é')
     return as_file(rng, root, f'a{suffixes[i % len(suffixes)]}', pick(rng, seeds().values()))
 
 
@@ -354,7 +385,8 @@ def files_of_gigabytes(rng, root, i):
     size = int(min(hours * 3600 * rate * 2, 2**32 - 100))
     claimed = (size, 2**32 - 1, 2**31 - 1, 0)[i // 4]
     with open(root / 'a.wav', 'wb') as file:
-        file.write(struct.pack('<4sI4s4sIHHIIHH4sI', b'RIFF', min(claimed + 36, 2**32 - 1), b'WAVE', b'fmt ', 16, 1, 1, rate, 2 * rate, 2, 16, b'data', claimed))
+        file.write(struct.pack('<4sI4s4sIHHIIHH4sI', b'RIFF', min(claimed + 36, 2**32 - 1), b'WAVE', b'fmt ', 16, 1, 1, rate, 2 * rate, 2, 16,
+                               b'data', claimed))
         file.write(b'\1\7' * 999)
         file.truncate(44 + size)
     return listen(root / 'a.wav', 'refused')
@@ -370,7 +402,6 @@ def put_special(path: Path, what: str, content: bytes) -> str: # 'read' or 'refu
     elif what == 'inside':
         path.with_name('.linked').write_bytes(content)
         path.symlink_to('.linked')
-    elif what == 'absent': pass
     return 'read' if what == 'inside' else 'refused'
 
 
@@ -380,13 +411,14 @@ SPECIAL = ('folder', 'pipe', 'nowhere', 'circle', 'device', 'inside', 'absent')
 @kind(5 * len(SPECIAL))
 def no_plain_files(rng, root, i):
     path = root / ('a.wav', 'a.flac', 'a.mp3', 'a', '-')[i // len(SPECIAL)]
-    return listen(path, put_special(path, SPECIAL[i % len(SPECIAL)], seeds()['pcm16.wav']))
+    want = put_special(path, SPECIAL[i % len(SPECIAL)], seeds()['pcm16.wav'])
+    return replace(listen(path, want), says='no such file')
 
 
-NAMES = (' ', 'a b', ' a', 'a ', '  a  ', 'a,b', '"', '"a"', 'a"b', "it's", ',', '😀', '漢字', 'ärger', 'a\u0308rger', 'A\u030a', 'أ', '\u202eabc', 'a\u00a0b',
-         'a\u2028b', '\x85', '%2e%2e', '%s', '{path}', '$HOME', '~', '*', '?', '[a]', '#a', ';', '&', '|', '-', '--help', 'NA', 'nan', 'null', '1e5', '0', '...', '..a',
-         'con', 'aux', 'a:b', '\ufeffa', 'a\tb', 'a\nb', 'a\rb', '\x1b[31m', 'a\\b', 'C:a', 'x' * 251, 'ü' * 125, '😀' * 62, b'\xff'.decode(errors='surrogateescape'),
-         b'M\xfcller'.decode(errors='surrogateescape'), b'\xc3(\xed\xa0\x80'.decode(errors='surrogateescape'))
+NAMES = (' ', 'a b', ' a', 'a ', '  a  ', 'a,b', '"', '"a"', 'a"b', "it's", ',', '😀', '漢字', 'ärger', 'a\u0308rger', 'A\u030a', 'أ', '\u202eabc',
+         'a\u00a0b', 'a\u2028b', '\x85', '%2e%2e', '%s', '{path}', '$HOME', '~', '*', '?', '[a]', '#a', ';', '&', '|', '-', '--help', 'NA', 'nan', 'null', '1e5',
+         '0', '...', '..a', 'con', 'aux', 'a:b', '\ufeffa', 'a\tb', 'a\nb', 'a\rb', '\x1b[31m', 'a\\b', 'C:a', 'x' * 251, 'ü' * 125, '😀' * 62,
+         b'\xff'.decode(errors='surrogateescape'), b'M\xfcller'.decode(errors='surrogateescape'), b'\xc3(\xed\xa0\x80'.decode(errors='surrogateescape'))
 LETTERS = ' ,"\'aäü\u0308ß漢😀%#&;|$()[]{}!@^~`+=-_.\u00a0\u2029'
 
 
@@ -400,24 +432,25 @@ def odd_names_of_recordings(rng, root, i):
     return as_file(rng, root, name, seeds()['pcm16.wav'], 'read' if name.isascii() else '')
 
 
+def write_rows(path: Path, rows: list[tuple], **options) -> None:
+    with open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file: csv.writer(file, **options).writerows(rows)
+
+
 @kind(len(NAMES) + 60)
 def odd_names_in_manifests(rng, root, i):
     "What `write_manifest` writes is read back, whatever the files are called, unless it is no name for a path."
-    names = [odd_name(rng, i) + '.wav', 'sub/' + odd_name(rng, i) + '.flac', odd_name(rng, i) + '/a.wav']
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(3)).assign(path=names, label='ang', speaker='s')
-    (root / 'mine' / 'sub').mkdir(parents=True)
-    (root / 'mine' / os.path.dirname(names[2])).mkdir(exist_ok=True)
-    for name in names: (root / 'mine' / name).write_bytes(b'x')
+    names = [odd_name(rng, i) + '.wav', 'sub/' + odd_name(rng, i) + '.mp3', odd_name(rng, i) + '/a.wav']
+    put_corpus(root / 'mine', names)
     good = not any(ODD_PATH.search(name) or re.search('[\ud800-\udfff]', name) for name in names)
-    if good: write_manifest(table, root / 'mine' / 'manifest.csv')
-    else: (root / 'mine' / 'manifest.csv').write_text(table.to_csv(index=False), errors='surrogateescape')
+    if good: write_manifest(pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(3)).assign(path=names, label='ang', speaker='s'),
+                            root / 'mine' / 'manifest.csv')
+    else: write_rows(root / 'mine' / 'manifest.csv', [('path', 'label', 'speaker'), *((name, 'ang', 's') for name in names)])
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',), 'read' if good else 'refused')
 
 
 @kind(len(NAMES) + 10)
 def odd_names_beside_a_released_corpus(rng, root, i):
-    (root / 'emodb' / 'wav').mkdir(parents=True)
-    for name in ('03a01Fa.wav', odd_name(rng, i) + '.wav'): (root / 'emodb' / 'wav' / name).write_bytes(b'x')
+    put_corpus(root / 'emodb', ('wav/03a01Fa.wav', f'wav/{odd_name(rng, i)}.wav'))
     return Case(lambda: load_corpus('emodb', root), (root / 'emodb',))
 
 
@@ -446,10 +479,10 @@ def stores_of_bad_recordings(rng, root, i):
 MANIFEST = b'path,emotion,label,speaker,session,gender,text_id,duration_s,sample_rate,sha256\n' + b''.join(
     f'{name}.wav,{label},{label},s{k % 3},{k % 2},female,t{k},0.{k}5,16000,{k:064x}\n'.encode() for k, (name, label) in enumerate(zip('abcdef', LABELS * 2)))
 IEMOCAP = b'% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n' + b''.join(
-    f'[{k}.2901 - {k}.9357]\tSes01F_{played}_{who}00{k}\t{emotion}\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\nA-{who}1:\tval 3; act 2; dom  1;\t()\n\n'.encode()
+    f'[{k}.2901 - {k}.9357]\tSes01F_{played}_{who}00{k}\t{emotion}\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\nA-{who}1:\tval 3; act 2;\t()\n\n'.encode()
     for k, (played, who, emotion) in enumerate([('impro01', 'F', 'neu'), ('impro01', 'M', 'ang'), ('impro01', 'F', 'exc'), ('impro01', 'M', 'fru')]))
 IMPROV = b''.join(
-    f'UTD-IMPROV-S0{k}A-{who}-{scenario}-FM0{k}.avi; {emotion}; A:3.000000; V:3.500000; D:3.000000 ; N:4.000000;\nWORKER00000001; Angry; Angry; A:3.000000;\n\n'.encode()
+    f'UTD-IMPROV-S0{k}A-{who}-{scenario}-FM0{k}.avi; {emotion}; A:3.000000; V:3.500000; D:3.000000 ; N:4.000000;\nWORKER00000001; Angry; Angry;\n\n'.encode()
     for k, (who, scenario, emotion) in enumerate([('F01', 'S', 'N'), ('M01', 'R', 'A'), ('F02', 'T', 'H'), ('M02', 'P', 'X')], 1))
 PODCAST = b'FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n' + b''.join(
     f'MSP-PODCAST_0001_000{k}.wav,{emotion},4.2,3.4,4.6,{speaker},{gender},Train\n'.encode()
@@ -458,8 +491,10 @@ NEMO = b'file_id\temotion\traw_text\tnormalized_text\tspeaker_id\tgender\tage\n'
     f'{speaker}_{emotion}_{k}.wav\t{emotion}\t"Mleko" i mi\u00f3d.\tmleko\t   {speaker}\t{gender}\t27\n'
     for k, (speaker, emotion, gender) in enumerate([('EB0', 'anger', 'female'), ('MP0', 'neutral', 'male')])).encode()
 CREMAD = b'ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,Caucasian,Not Hispanic\n1002,21,Female,Caucasian,Not Hispanic\n'
-TOKENS = (b'"', b'""', b"'", b',', b',,', b'\0', b'\xff', b'\xfc', b'\r', b'\n', b'\r\n', b'\n\n', b'\xef\xbb\xbf', b'../', b'/', b'\\', b'\t', b';', b' ', b':', b'|', b'#',
-          '\u2028'.encode(), '\x85'.encode(), 'é'.encode(), '٣'.encode(), '😀'.encode(), b'1e999', b'nan', b'[', b']', b'%', b'x' * 300, b'\x1a', b'\x1b[31m', b'-', b'_', b'.', b'0', b'Ses01F')
+TOKENS = (b'"', b'""', b"'", b',', b',,', b'\0', b'\xff', b'\xfc', b'\r', b'\n', b'\r\n', b'\n\n', b'\xef\xbb\xbf', b'../', b'/', b'\\', b'\t', b';',
+          b' ', b':', b'|', b'#',
+          '\u2028'.encode(), '\x85'.encode(), 'é'.encode(), '٣'.encode(), '😀'.encode(), b'1e999', b'nan', b'[', b']', b'%', b'x' * 300,
+          b'\x1a', b'\x1b[31m', b'-', b'_', b'.', b'0', b'Ses01F')
 
 
 def edit(rng: Generator, data: bytes) -> bytes:
@@ -468,54 +503,70 @@ def edit(rng: Generator, data: bytes) -> bytes:
         lines, at, n = data.splitlines(keepends=True) or [b'\n'], int(rng.integers(len(data) + 1)), int(rng.integers(1, 9))
         a, b = (int(k) for k in rng.integers(len(lines), size=2))
         data = pick(rng, (
-            data[:at] + pick(rng, TOKENS) + data[at:], data[:at] + pick(rng, TOKENS) + data[at:], data[:at] + data[at + n:], data[:at] + rng.bytes(n) + data[at + n:],
-            data[:at], b''.join(lines[:a] + lines[a + 1:]), b''.join(lines + [lines[a]]), b''.join([*lines[:a], lines[b], *lines[a + 1:]]),
+            data[:at] + pick(rng, TOKENS) + data[at:], data[:at] + pick(rng, TOKENS) + data[at:], data[:at] + data[at + n:],
+            data[:at] + rng.bytes(n) + data[at + n:], data[:at], b''.join(lines[:a] + lines[a + 1:]), b''.join(lines + [lines[a]]),
+            b''.join([*lines[:a], lines[b], *lines[a + 1:]]),
             data[:at] + data[at:].replace(pick(rng, (b',', b'\t', b';', b'\n', b'0', b'a')), pick(rng, TOKENS), int(rng.integers(1, 4)))))
     return data
 
 
 def wide(data: bytes, field: bytes, at: int = 1) -> bytes:
-    "The same with another field in front of the first, or the last, of line `at`."
+    "The same with another field in front of line `at`."
     lines = data.splitlines(keepends=True)
     return b''.join([*lines[:at], field + lines[at], *lines[at + 1:]])
 
 
 FORMS = { # what is done to a whole text
     'as it is': lambda t: t, 'BOM': lambda t: b'\xef\xbb\xbf' + t, 'two BOMs': lambda t: b'\xef\xbb\xbf' * 2 + t, 'CRLF': lambda t: t.replace(b'\n', b'\r\n'),
-    'CR': lambda t: t.replace(b'\n', b'\r'), 'mixed ends': lambda t: t.replace(b'\n', b'\r\n', 2), 'no end': lambda t: t.rstrip(), 'blank lines': lambda t: t.replace(b'\n', b'\n\n'),
+    'CR': lambda t: t.replace(b'\n', b'\r'), 'mixed ends': lambda t: t.replace(b'\n', b'\r\n', 2), 'no end': lambda t: t.rstrip(),
+    'blank lines': lambda t: t.replace(b'\n', b'\n\n'),
     'spaces': lambda t: t.replace(b',', b' , '), 'UTF-16': lambda t: t.decode().encode('utf-16'), 'UTF-16BE': lambda t: t.decode().encode('utf-16-be'),
-    'UTF-32': lambda t: t.decode().encode('utf-32'), 'Latin-1': lambda t: t.replace(b'e', b'\xe9'), 'empty': lambda t: b'', 'one blank line': lambda t: b'\n', 'header only': lambda t: t.splitlines()[0],
-    'no header': lambda t: b''.join(t.splitlines(True)[1:]), 'header twice': lambda t: t.splitlines(True)[0] + t, 'twice': lambda t: t * 2, 'zeros': lambda t: bytes(999), 'a NUL': lambda t: wide(t, b'\0'),
-    'NULs between': lambda t: t.replace(b',', b'\0'), 'semicolons': lambda t: t.replace(b',', b';'), 'tabs': lambda t: t.replace(b',', b'\t'), 'bars': lambda t: t.replace(b',', b'|'), 'commas': lambda t: t.replace(b'\t', b',').replace(b';', b','),
-    'a quote': lambda t: wide(t, b'"'), 'a quote in the header': lambda t: b'"' + t, 'a quote at the end': lambda t: t + b'"', 'quotes': lambda t: re.sub(rb'[^,\n\t]+', rb'"\g<0>"', t), 'quoted newline': lambda t: wide(t, b'"a\nb",'),
-    'apostrophes': lambda t: re.sub(rb'[^,\n\t]+', rb"'\g<0>'", t), 'a field more': lambda t: wide(t, b'x,'), 'a field more in all': lambda t: t.replace(b'\n', b',x\n'), 'a field more in all but the header': lambda t: t.replace(b'\n', b',x\n').replace(b',x', b'', 1),
-    'a field less': lambda t: re.sub(rb'[,\t;][^,\t;\n]*\n', b'\n', t), 'a column less': lambda t: re.sub(rb'(?m)^[^,\t;\n]*[,\t;]', b'', t), 'a column twice': lambda t: re.sub(rb'(?m)^([^,\t;\n]*)([,\t;])', rb'\1\2\1\2', t), 'upper case': lambda t: t.upper(), 'lower case': lambda t: t.lower(),
-    'a comment': lambda t: b'# a comment\n' + t, 'HTML': lambda t: b'<!DOCTYPE html><html><body>404</body></html>\n', 'LFS': lambda t: NO_AUDIO[10], 'audio': lambda t: seeds()['pcm16.wav'],
-    'gzip': lambda t: b'\x1f\x8b' + zlib.compress(t), 'control Z': lambda t: t + b'\x1a', 'form feeds': lambda t: t.replace(b'\n', b'\f\n'), 'line separators': lambda t: t.replace(b'\n', '\u2028'.encode()), 'escapes': lambda t: t.replace(b',', b'\\,')}
+    'UTF-32': lambda t: t.decode().encode('utf-32'), 'Latin-1': lambda t: t.replace(b'e', b'\xe9'), 'empty': lambda t: b'',
+    'one blank line': lambda t: b'\n', 'header only': lambda t: t.splitlines()[0],
+    'no header': lambda t: b''.join(t.splitlines(True)[1:]), 'header twice': lambda t: t.splitlines(True)[0] + t, 'twice': lambda t: t * 2,
+    'zeros': lambda t: bytes(999), 'a NUL': lambda t: wide(t, b'\0'),
+    'NULs between': lambda t: t.replace(b',', b'\0'), 'semicolons': lambda t: t.replace(b',', b';'), 'tabs': lambda t: t.replace(b',', b'\t'),
+    'bars': lambda t: t.replace(b',', b'|'), 'commas': lambda t: t.replace(b'\t', b',').replace(b';', b','),
+    'a quote': lambda t: wide(t, b'"'), 'a quote in the header': lambda t: b'"' + t, 'a quote at the end': lambda t: t + b'"',
+    'quotes': lambda t: re.sub(rb'[^,\n\t]+', rb'"\g<0>"', t), 'quoted newline': lambda t: wide(t, b'"a\nb",'),
+    'apostrophes': lambda t: re.sub(rb'[^,\n\t]+', rb"'\g<0>'", t), 'a field more': lambda t: wide(t, b'x,'),
+    'a field more in all': lambda t: t.replace(b'\n', b',x\n'),
+    'a field more in all but the header': lambda t: t.replace(b'\n', b',x\n').replace(b',x', b'', 1),
+    'a field less': lambda t: re.sub(rb'[,\t;][^,\t;\n]*\n', b'\n', t), 'a column less': lambda t: re.sub(rb'(?m)^[^,\t;\n]*[,\t;]', b'', t),
+    'a column twice': lambda t: re.sub(rb'(?m)^([^,\t;\n]*)([,\t;])', rb'\1\2\1\2', t), 'upper case': lambda t: t.upper(), 'lower case': lambda t: t.lower(),
+    'a comment': lambda t: b'# a comment\n' + t, 'HTML': lambda t: b'<!DOCTYPE html><html><body>404</body></html>\n', 'LFS': lambda t: NO_AUDIO[10],
+    'audio': lambda t: seeds()['pcm16.wav'],
+    'gzip': lambda t: b'\x1f\x8b' + zlib.compress(t), 'control Z': lambda t: t + b'\x1a', 'form feeds': lambda t: t.replace(b'\n', b'\f\n'),
+    'line separators': lambda t: t.replace(b'\n', '\u2028'.encode()), 'escapes': lambda t: t.replace(b',', b'\\,')}
+
+
+SAME = ('as it is', 'BOM', 'CRLF', 'mixed ends', 'no end', 'blank lines') # forms that change nothing
 
 
 def spoil(rng: Generator, i: int, path: Path, text: bytes, link_out: str = '') -> str: # 'read', or '' where a refusal is right too
     "Write a text to a path in one of the FORMS; or something that is no plain file; or with random edits."
     path.parent.mkdir(parents=True, exist_ok=True)
-    special = ('inside', 'folder', 'pipe', 'nowhere', 'circle', *([''] if link_out else []))
-    if len(FORMS) <= i < len(FORMS) + len(special):
-        what = special[i - len(FORMS)]
-        if what: return 'read' * (put_special(path, what, text) == 'read')
-        path.symlink_to(link_out) # what lies outside is not to be opened, good as it may be
-        return ''
-    path.write_bytes(list(FORMS.values())[i](text) if i < len(FORMS) else edit(rng, text))
-    return 'read' if i == 0 else ''
+    special = ('inside', 'folder', 'pipe', 'nowhere', 'circle', *(['outside'] if link_out else []))
+    what = [*FORMS, *special][i] if i < len(FORMS) + len(special) else 'edited'
+    if what == 'outside': path.symlink_to(link_out) # what lies there is not to be opened, good as it may be
+    elif what in special: put_special(path, what, text)
+    else: path.write_bytes(FORMS.get(what, partial(edit, rng))(text))
+    return 'read' if what in ('inside', *SAME) else ''
+
+
+def put_corpus(corpus: Path, recordings, files: dict[str, bytes] = {}, audio: bytes = b'x') -> None:
+    "Recordings, and other files."
+    for path, content in {**dict.fromkeys(recordings, audio), **files}.items():
+        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / path).write_bytes(content)
 
 
 def load_spoilt(rng: Generator, root: Path, i: int, name: str, file: str, text: bytes, recordings: list[str]) -> Case:
     "Ask for a corpus of which one file is spoilt."
-    corpus = root / name
-    for path in recordings:
-        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
-        (corpus / path).write_bytes(b'x')
-    suffix = os.path.splitext(file)[1]
-    want = spoil(rng, i, corpus / file, text, str(beside(root) / f'{"canary" if name == "mine" else name}{suffix}'))
-    return Case(lambda: load_corpus(name, root), (corpus,), want)
+    put_corpus(root / name, recordings)
+    outside = beside(root) / ('canary' if name == 'mine' else name)
+    want = spoil(rng, i, root / name / file, text, str(outside.with_suffix(os.path.splitext(file)[1])))
+    return Case(lambda: load_corpus(name, root), (root / name,), want)
 
 
 WAVES = [f'{letter}.wav' for letter in 'abcdef']
@@ -559,9 +610,7 @@ def spoilt_demographics_of_cremad(rng, root, i):
 def spoilt_label_maps(rng, root, i):
     want = spoil(rng, i, root / 'label_map.csv', shipped('label_map.csv').read_bytes())
     if i % 2: return Case(lambda: read_label_map(root / 'label_map.csv'), (root / 'label_map.csv',), want)
-    (root / 'mine').mkdir()
-    for wave in WAVES: (root / 'mine' / wave).write_bytes(b'x')
-    (root / 'mine' / 'manifest.csv').write_bytes(MANIFEST)
+    put_corpus(root / 'mine', WAVES, {'manifest.csv': MANIFEST})
     return Case(lambda: load_corpus('mine', root, root / 'label_map.csv'), (root / 'label_map.csv', root / 'mine'), want)
 
 
@@ -573,40 +622,45 @@ def frozen() -> tuple[pd.DataFrame, bytes]: # a table, and its split as a file
     return table, freeze(table, make_splits(table, dict(protocol='k_fold', folds=3))).to_csv(index=False).encode()
 
 
-@kind(220)
+@kind(240)
 def spoilt_splits(rng, root, i):
-    want, table = spoil(rng, i, root / 'split.csv', frozen()[1]), frozen()[0]
+    "The last ones deal out parts anew: speakers cross, a part is empty, a part is unknown."
+    (table, text), words = frozen(), (b'train', b'valid', b'test', b'', b'Train', b'1')
+    want = spoil(rng, i, root / 'split.csv', text)
+    if i >= 220: (root / 'split.csv').write_bytes(re.sub(rb'\b%s\b' % words[i % 3], pick(rng, words), text, int(pick(rng, (0, 1, 9)))))
     return Case(lambda: read_split(root / 'split.csv', table), (root / 'split.csv',), want)
 
 
-NUMERALS = ('', '1', '-1', '0', '0.5', '.5', '5.', '1e3', '1E-3', '1e999', '-1e999', '1e-999', 'nan', 'NaN', 'inf', '-Infinity', 'ten', '1,5', '1.2.3', '0x10', '1_000', ' 1 ', '+1',
-            '--1', '9' * 20, '9' * 400, '9' * 5000, '-' + '9' * 19, '18446744073709551616', 'true', 'None', '<NA>', '1j', '٣', '½', '１', '1s', '16 kHz', '2020-01-01', '😀', '\u2212' + '1', '\0', '1\0', 'x' * 10**6)
+NUMERALS = ('', '1', '-1', '0', '0.5', '.5', '5.', '1e3', '1E-3', '1e999', '-1e999', '1e-999', 'nan', 'NaN', 'inf', '-Infinity', 'ten', '1,5',
+            '1.2.3', '0x10', '1_000', ' 1 ', '+1',
+            '--1', '9' * 20, '9' * 400, '9' * 5000, '-' + '9' * 19, '18446744073709551616', 'true', 'None', '<NA>', '1j', '٣', '½', '１', '1s',
+            '16 kHz', '2020-01-01', '😀', '\u2212' + '1', '\0', '1\0', 'x' * 10**6)
 
 
 @kind(2 * len(NUMERALS) + 30)
 def numbers_that_are_text(rng, root, i):
-    (root / 'mine').mkdir()
-    for wave in WAVES: (root / 'mine' / wave).write_bytes(b'x')
-    values = [NUMERALS[i // 2 % len(NUMERALS)], *(pick(rng, NUMERALS[:9] if i < 2 * len(NUMERALS) else NUMERALS[:-1]) for _ in WAVES)][:len(WAVES)]
-    with open(root / 'mine' / 'manifest.csv', 'w', newline='', encoding='utf-8') as file:
-        csv.writer(file).writerows([('path', 'label', 'speaker', NUMBERS[i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
+    put_corpus(root / 'mine', WAVES)
+    alone = i < 2 * len(NUMERALS) # among plain numbers; else among odd ones that are numbers too
+    values = [NUMERALS[i // 2 % len(NUMERALS)] if alone else pick(rng, NUMERALS[:-1]), *('16000' if alone else pick(rng, NUMERALS[:9]) for _ in WAVES[1:])]
+    write_rows(root / 'mine' / 'manifest.csv',
+               [('path', 'label', 'speaker', NUMBERS[i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
 
 
 # ---- what is huge
 
-MANY = 10**6
+MANY, LESS = 10**6, 10**5
 HUGE: dict[str, Callable[[], bytes]] = {
     'a row of a million fields': lambda: MANIFEST + b'x,' * MANY + b'\n',
     'a first row of a million fields': lambda: wide(MANIFEST, b'x,' * MANY),
     'a header of a million fields': lambda: MANIFEST.replace(b'\n', b',c' * MANY + b'\n', 1),
-    'a header of 100,000 different fields': lambda: b','.join(b'c%d' % k for k in range(10**5)) + b'\n1\n',
+    'a header of many different fields': lambda: b','.join(b'c%d' % k for k in range(LESS)) + b'\n1\n',
     'a million blank fields': lambda: MANIFEST.replace(b'\n', b',' * MANY + b'\n', 1),
     'a million newlines in quotes': lambda: wide(MANIFEST, b'"' + b'\n' * MANY + b'",'),
     'a million quotes': lambda: wide(MANIFEST, b'"' * MANY),
     'an odd number of quotes': lambda: wide(MANIFEST, b'"' * (MANY + 1)),
     'a million blank lines': lambda: MANIFEST + b'\n' * MANY,
-    'a million rows': lambda: b'path,label,speaker\n' + b''.join(b'%d.wav,ang,s\n' % k for k in range(MANY)),
+    'very many rows': lambda: b'path,label,speaker\n' + b''.join(b'%d.wav,ang,s\n' % k for k in range(LESS)),
     'a million rows of one recording': lambda: b'path,label,speaker\n' + b'a.wav,ang,s\n' * MANY,
     'a million rows in one quote': lambda: wide(MANIFEST, b'"') + b'a.wav,ang,s\n' * MANY,
     'a path of megabytes': lambda: wide(MANIFEST, b'x' * 4 * MANY),
@@ -622,50 +676,47 @@ HUGE: dict[str, Callable[[], bytes]] = {
     'noise': lambda: np.random.default_rng(0).bytes(8 * MANY)}
 
 
-@kind(len(HUGE), memory=1500)
+@kind(len(HUGE), memory=600)
 def huge_manifests(rng, root, i):
-    return load_spoilt_with(root, 'mine', 'manifest.csv', list(HUGE.values())[i](), WAVES)
-
-
-def load_spoilt_with(root: Path, name: str, file: str, content: bytes, recordings: list[str]) -> Case:
-    "Ask for a corpus of which one file holds this."
-    for path in recordings:
-        (root / name / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / name / path).write_bytes(b'x')
-    (root / name / file).parent.mkdir(parents=True, exist_ok=True)
-    (root / name / file).write_bytes(content)
-    return Case(lambda: load_corpus(name, root), (root / name,))
+    put_corpus(root / 'mine', WAVES, {'manifest.csv': list(HUGE.values())[i]()})
+    return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
 
 
 LONG = b'x' * 4 * MANY
-TURN = b'[1.0 - 2.0]\tSes01F_%s_F000\t%s\t[2.5, 2.5, 2.5]\n'
-SENTENCE = b'UTD-IMPROV-S01A-F01-S-%s.avi; %s; A:3.0;\n'
-OTHERS: list[tuple[str, Callable[[Path], object], bytes]] = [ # file, question, content
-    *(('label_map.csv', read_label_map, b'corpus,emotion,label\n' + rows) for rows in (
-        (b'emodb,' + LONG + b',ang\n') * 2, (LONG + b',x,ang\n') * 2, b'emodb,x,' + LONG + b'\n', b'emodb,x,ang,' + b'y,' * MANY + b'\n', b'emodb,A,ang\n' * MANY)),
-    ('label_map.csv', read_label_map, b'corpus,emotion,label' + b',c' * MANY + b'\nemodb,x,ang\n'),
-    *(('split.csv', lambda path: read_split(path, frozen()[0]), content()) for content in (
-        lambda: frozen()[1].replace(b'valid', LONG, 1), lambda: frozen()[1].replace(b'fold_2', b'fold_' + LONG, 1), lambda: frozen()[1] + LONG + b',test,test,test\n',
-        lambda: frozen()[1] + (LONG + b',test,test,test\n') * 2, lambda: frozen()[1].replace(b'\n', b',fold_3' * 10**5 + b'\n', 1))),
-    *(('iemocap/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt', lambda path: load_corpus('iemocap', path.parents[4]), content) for content in (
-        TURN % (LONG, b'ang'), TURN % (LONG, b'ang') * 2, TURN % (b'impro01', LONG), b'[' * 4 * MANY, b'[' + b'1' * MANY + b' - ' + b'1' * MANY + b']', TURN % (b'impro01', b'ang') * 10**5)),
-    *(('msp_improv/Evalution.txt', lambda path: load_corpus('msp_improv', path.parents[1]), content) for content in (
-        SENTENCE % (LONG, b'A'), SENTENCE % (LONG, b'A') + SENTENCE % (LONG, b'N'), SENTENCE % (b'FM01', LONG), b'UTD-' * MANY, SENTENCE % (b'FM01', b' ' * MANY + b'A'), SENTENCE % (b'FM01', b'A') * 10**5)),
-    *(('msp_podcast/Labels/labels_consensus.csv', lambda path: load_corpus('msp_podcast', path.parents[2]), b'FileName,EmoClass,SpkrID\n' + rows) for rows in (
-        LONG + b'.wav,A,1\n', (LONG + b'.wav,A,1\n') * 2, b'a.wav,' + LONG + b',1\n', b'a.wav,A,' + LONG + b'\n', b'a.wav,A,1\n' * 10**5)),
-    *(('nemo/data.tsv', lambda path: load_corpus('nemo', path.parents[1]), content) for content in (
-        b'\t' * MANY, b'"' + NEMO * 10**4, NEMO + b'x\t' * MANY, NEMO.replace(b'female', LONG))),
-    *(('cremad/VideoDemographics.csv', lambda path: load_corpus('cremad', path.parents[1]), content) for content in (
-        b',' * MANY, b'"' + CREMAD * 10**4, CREMAD + b'x,' * MANY, CREMAD * 10**4))]
+MAP, TURN, SENTENCE = b'corpus,emotion,label\n', b'[1.0 - 2.0]\tSes01F_%s_F000\t%s\t[2.5, 2.5, 2.5]\n', b'UTD-IMPROV-S01A-F01-S-%s.avi; %s; A:3.0;\n'
+SPEAKERS = b'FileName,EmoClass,SpkrID\n'
+HUGE_FILES: list[tuple[str, Callable[[], bytes]]] = [ # file, what it holds
+    *(('label_map.csv', content) for content in (
+        lambda: MAP + (b'emodb,' + LONG + b',ang\n') * 2, lambda: MAP + (LONG + b',x,ang\n') * 2, lambda: MAP + b'emodb,x,' + LONG + b'\n',
+        lambda: MAP + b'emodb,x,ang,' + b'y,' * MANY, lambda: MAP + b'emodb,A,ang\n' * LESS,
+        lambda: MAP.replace(b'\n', b',c' * MANY + b'\n') + b'emodb,x,ang\n')),
+    *(('split.csv', content) for content in (
+        lambda: frozen()[1].replace(b'valid', LONG, 1), lambda: frozen()[1].replace(b'fold_2', b'fold_' + LONG, 1),
+        lambda: frozen()[1] + LONG + b',test,test,test\n', lambda: frozen()[1] + (LONG + b',test,test,test\n') * 2,
+        lambda: frozen()[1].replace(b'\n', b',fold_3' * MANY + b'\n', 1))),
+    *(('iemocap/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt', content) for content in (
+        lambda: TURN % (LONG, b'ang'), lambda: TURN % (LONG, b'ang') * 2, lambda: TURN % (b'impro01', LONG), lambda: b'[' * 4 * MANY,
+        lambda: b'[' + b'1' * MANY + b' - ' + b'1' * MANY + b']', lambda: TURN % (b'impro01', b'ang') * LESS)),
+    *(('msp_improv/Evalution.txt', content) for content in (
+        lambda: SENTENCE % (LONG, b'A'), lambda: SENTENCE % (LONG, b'A') + SENTENCE % (LONG, b'N'), lambda: SENTENCE % (b'FM01', LONG),
+        lambda: b'UTD-' * MANY, lambda: SENTENCE % (b'FM01', b' ' * MANY + b'A'), lambda: SENTENCE % (b'FM01', b'A') * LESS)),
+    *(('msp_podcast/Labels/labels_consensus.csv', content) for content in (
+        lambda: SPEAKERS + LONG + b'.wav,A,1\n', lambda: SPEAKERS + (LONG + b'.wav,A,1\n') * 2, lambda: SPEAKERS + b'a.wav,' + LONG + b',1\n',
+        lambda: SPEAKERS + b'a.wav,A,' + LONG + b'\n', lambda: SPEAKERS + b'a.wav,A,1\n' * LESS)),
+    *(('nemo/data.tsv', content) for content in (
+        lambda: b'\t' * MANY, lambda: b'"' + NEMO * 10**4, lambda: NEMO + b'x\t' * MANY, lambda: NEMO.replace(b'female', LONG))),
+    *(('cremad/VideoDemographics.csv', content) for content in (
+        lambda: b',' * MANY, lambda: b'"' + CREMAD * 10**4, lambda: CREMAD + b'x,' * MANY, lambda: CREMAD * 10**4))]
 
 
-@kind(len(OTHERS), memory=1500)
+@kind(len(HUGE_FILES), memory=600)
 def huge_tables_and_label_files(rng, root, i):
-    file, ask, content = OTHERS[i]
+    (file, content), name = HUGE_FILES[i], HUGE_FILES[i][0].split('/')[0]
     for path in ('nemo/samples/EB0_anger_0.wav', 'cremad/AudioWAV/1001_DFA_ANG_XX.wav', file):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content if path == file else b'x')
-    return Case(lambda: ask(root / file), (root / file, root / file.split('/')[0]))
+        (root / path).write_bytes(content() if path == file else b'x')
+    ask = {'label_map.csv': lambda: read_label_map(root / file), 'split.csv': lambda: read_split(root / file, frozen()[0])}
+    return Case(ask.get(name, lambda: load_corpus(name, root)), (root / file, root / name))
 
 
 # ---- ways out
@@ -673,15 +724,21 @@ def huge_tables_and_label_files(rng, root, i):
 def ways_out(outside: Path) -> list[str]:
     "Paths in a manifest that lead out of a corpus in root/0/mine, or would on some system; each ends at a recording."
     top, up = str(outside), '../../../outside'
-    return [f'{up}/canary.wav', f'./{up}/canary.wav', f'sub/../{up}/canary.wav', f'a/../../{up[3:]}/canary.wav', f'sub/{up}/../outside/canary.wav', f'{up}//canary.wav', f'{up}/./canary.wav',
-            f'{up}/sub/../canary.wav', f'sub/../../{up}/canary.wav', f'{top}/canary.wav', f'/{top}/canary.wav', f'//{top}/canary.wav', f'/..{top}/canary.wav', f'/proc/self/root{top}/canary.wav',
-            f' {up}/canary.wav', f'\t{up}/canary.wav', f'{up}/canary.wav\0.wav', f'\0{up}/canary.wav', f'{up}/canary.wav\n', '..', '../', '.', './', '/', '//', '../mine', '../mine/a.wav', './a.wav',
-            'sub/./a.wav', 'sub//a.wav', 'sub/../a.wav', 'a.wav/', 'a.wav/.', 'a.wav/..', 'sub/', '..\\..\\outside\\canary.wav', 'sub\\..\\..\\a.wav', 'sub\\a.wav', '\\\\host\\share\\a.wav',
+    return [f'{up}/canary.wav', f'./{up}/canary.wav', f'sub/../{up}/canary.wav', f'a/../../{up[3:]}/canary.wav', f'sub/{up}/../outside/canary.wav',
+            f'{up}//canary.wav', f'{up}/./canary.wav',
+            f'{up}/sub/../canary.wav', f'sub/../../{up}/canary.wav', f'{top}/canary.wav', f'/{top}/canary.wav', f'//{top}/canary.wav',
+            f'/..{top}/canary.wav', f'/proc/self/root{top}/canary.wav',
+            f' {up}/canary.wav', f'\t{up}/canary.wav', f'{up}/canary.wav\0.wav', f'\0{up}/canary.wav', f'{up}/canary.wav\n', '..', '../', '.', './',
+            '/', '//', '../mine', '../mine/a.wav', './a.wav',
+            'sub/./a.wav', 'sub//a.wav', 'sub/../a.wav', 'a.wav/', 'a.wav/.', 'a.wav/..', 'sub/', '..\\..\\outside\\canary.wav', 'sub\\..\\..\\a.wav',
+            'sub\\a.wav', '\\\\host\\share\\a.wav',
             '\\\\?\\C:\\a.wav', 'C:\\a.wav', 'C:a.wav', 'c:/a.wav', 'Z:/../a.wav', f'{up}/canary.wav\r', '\x7f/../a.wav', '\x1b[2J']
 
 
-HARMLESS = ('%2e%2e/%2e%2e/outside/canary.wav', '..%2foutside', '%00', '~/a.wav', '~root/a.wav', '$HOME/a.wav', '${PWD}/../a.wav', '.../a.wav', '.. /a.wav', '..;/a.wav', '\uff0e\uff0e/a.wav', '\u2025/a.wav',
-            '..\u2215a.wav', 'file:///etc/passwd', 'http://localhost/a.wav', '`id`', '$(id)', '|id', '*.wav', '[a-f].wav', 'A.WAV', 'a.wav ', 'a.wav::$DATA', 'absent.wav', 'sub', 'x' * 5000, 'y/' * 3000 + 'a.wav', 'sub/A.wav')
+HARMLESS = ('%2e%2e/%2e%2e/outside/canary.wav', '..%2foutside', '%00', '~/a.wav', '~root/a.wav', '$HOME/a.wav', '${PWD}/../a.wav', '.../a.wav',
+            '.. /a.wav', '..;/a.wav', '\uff0e\uff0e/a.wav', '\u2025/a.wav',
+            '..\u2215a.wav', 'file:///etc/passwd', 'http://localhost/a.wav', '`id`', '$(id)', '|id', '*.wav', '[a-f].wav', 'A.WAV', 'a.wav ',
+            'a.wav::$DATA', 'absent.wav', 'sub', 'x' * 5000, 'y/' * 3000 + 'a.wav', 'sub/A.wav')
 PIECES = ('..', '..', '.', '', 'sub', 'a.wav', 'canary.wav', 'outside', 'mine', '...', '%2e%2e', '..\\', '.. ', ' ..', '~', 'C:', '\0', 'é', 'x' * 300, '\n')
 
 
@@ -692,11 +749,9 @@ def traversal_in_manifests(rng, root, i):
     if i < len(outs): path, want = outs[i], 'refused'
     elif i < len(outs) + len(HARMLESS): path, want = HARMLESS[i - len(outs)], '' if HARMLESS[i - len(outs)] != 'sub/A.wav' else 'read'
     else: path, want = '/'.join(pick(rng, PIECES) for _ in range(rng.integers(1, 9))), ''
-    (root / 'mine' / 'sub').mkdir(parents=True)
-    for wave in ('a.wav', 'b.wav', 'sub/a.wav', 'sub/A.wav'): (root / 'mine' / wave).write_bytes(seeds()['pcm16.wav'])
+    put_corpus(root / 'mine', ('a.wav', 'b.wav', 'sub/a.wav', 'sub/A.wav'), audio=seeds()['pcm16.wav'])
     rows = [('b.wav', 'ang', 's')] * (i % 2) + [(path, 'sad', 's')]
-    with open(root / 'mine' / 'manifest.csv', 'w', newline='', encoding='utf-8') as file:
-        csv.writer(file, quoting=(csv.QUOTE_ALL, csv.QUOTE_MINIMAL)[i % 3 % 2]).writerows([('path', 'label', 'speaker'), *rows])
+    write_rows(root / 'mine' / 'manifest.csv', [('path', 'label', 'speaker'), *rows], quoting=(csv.QUOTE_ALL, csv.QUOTE_MINIMAL)[i % 3 % 2])
     return Case(lambda: load_and_listen('mine', root), (root / 'mine' / 'manifest.csv',), want)
 
 
@@ -714,27 +769,152 @@ def traversal_in_label_files(rng, root, i):
     path = paths[i] if i < len(paths) else '/'.join(pick(rng, PIECES) for _ in range(rng.integers(1, 9)))
     held = io.StringIO()
     csv.writer(held).writerows([('FileName', 'EmoClass', 'SpkrID'), (path, 'A', '1')])
-    return load_spoilt_with(root, 'msp_podcast', 'Labels/labels_consensus.csv', held.getvalue().encode(), ['Audios/a.wav', 'Audios/sub/A.wav'])
+    put_corpus(root / 'msp_podcast', ['Audios/a.wav', 'Audios/sub/A.wav'], {'Labels/labels_consensus.csv': held.getvalue().encode()})
+    return Case(lambda: load_corpus('msp_podcast', root), (root / 'msp_podcast',))
 
 
-LINKS = { # name in the corpus -> what it points to, below root/0 or absolute by a leading `/`; and whether the corpus may be read
-    'a file outside': ('a.wav', '../../../outside/canary.wav', 'refused'), 'a file outside, absolute': ('a.wav', '/canary.wav', 'refused'),
-    'a folder outside': ('sub', '../../../outside/sub', 'refused'), 'a folder outside, absolute': ('sub', '/sub', 'refused'), 'the folder above': ('sub', '..', 'refused'), 'the root': ('sub', '/..', 'refused'),
-    'two links': ('a.wav', 'sub/link.wav', 'refused'), 'another corpus': ('a.wav', '../other/a.wav', 'refused'), 'a folder with a like name': ('a.wav', '../mine_too/a.wav', 'refused'),
-    'nowhere': ('a.wav', 'absent.wav', 'refused'), 'itself': ('a.wav', 'a.wav', 'refused'), 'a circle': ('a.wav', 'sub/link.wav', 'refused'), 'a folder': ('a.wav', 'sub', 'refused'), 'a device': ('a.wav', '/../../../../../../../../../dev/zero', 'refused'),
-    'a file inside': ('a.wav', 'b.wav', 'read'), 'a folder inside': ('sub', 'deep', 'read'), 'out and in again': ('a.wav', '../mine/b.wav', 'read'), 'in itself': ('sub', '.', '')}
+LINKS: dict[str, tuple[str, Callable[[Path, Path], str], str]] = { # what is a link, and to what, given outside and the corpus; what is right
+    'a file outside': ('a.wav', lambda outside, corpus: os.path.relpath(outside / 'canary.wav', corpus), 'refused'),
+    'a file outside, absolute': ('a.wav', lambda outside, corpus: str(outside / 'canary.wav'), 'refused'),
+    'a folder outside': ('sub', lambda outside, corpus: os.path.relpath(outside / 'sub', corpus), 'refused'),
+    'a folder outside, absolute': ('sub', lambda outside, corpus: str(outside / 'sub'), 'refused'),
+    'two links': ('a.wav', lambda outside, corpus: 'sub/out.wav', 'refused'),
+    'the folder above': ('sub', lambda outside, corpus: '..', 'refused'),
+    'another corpus': ('a.wav', lambda outside, corpus: '../other/c.wav', 'refused'),
+    'a folder of a like name': ('a.wav', lambda outside, corpus: f'../{corpus.name}_too/c.wav', 'refused'),
+    'nowhere': ('a.wav', lambda outside, corpus: 'absent.wav', 'refused'),
+    'itself': ('a.wav', lambda outside, corpus: 'a.wav', 'refused'),
+    'a circle': ('a.wav', lambda outside, corpus: 'sub/back.wav', 'refused'),
+    'a folder': ('a.wav', lambda outside, corpus: 'deep', 'refused'),
+    'a device': ('a.wav', lambda outside, corpus: '/dev/zero', 'refused'),
+    'a file inside': ('a.wav', lambda outside, corpus: 'deep/c.wav', 'read'),
+    'a folder inside': ('sub', lambda outside, corpus: 'deep', 'read'),
+    'out and in again': ('a.wav', lambda outside, corpus: f'../{corpus.name}/deep/c.wav', 'read'),
+    'the corpus itself': ('sub', lambda outside, corpus: '.', '')}
 
 
-@kind(3 * len(LINKS))
+@kind(4 * len(LINKS))
 def links(rng, root, i):
-    "With a manifest, and by a reader; a link to the folder of a corpus itself is fine, wherever it leads."
-    what, (link, target, want) = list(LINKS.items())[i // 3]
-    name, first, second = (('mine', 'a.wav', 'sub/canary.wav'), ('emodb', '03a01Fa.wav', '03b01Wa.wav'), ('mine', 'a.wav', 'sub/canary.wav'))[i % 3]
-    corpus = root / name if i % 3 != 2 else root / 'elsewhere' / name
-    corpus.mkdir(parents=True)
-    if i % 3 == 2: (root / name).symlink_to(corpus)
-    place = corpus if link == 'sub' else corpus / 'sub'
-    for path in ('b.wav', 'deep/canary.wav', '../other/a.wav', '../mine_too/a.wav', *(['sub/canary.wav'] if link != 'sub' else [first])):
-        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
-        (corpus / path).write_bytes(seeds()['pcm16.wav'])
+    "With a manifest and by a reader; in a corpus that is a folder and in one that is itself a link, which is fine."
+    what, (linked, target, want) = list(LINKS.items())[i // 4]
+    name, corpus = ('mine', 'emodb')[i % 2], root / ('elsewhere' if i % 4 > 1 else '.') / ('mine', 'emodb')[i % 2]
+    waves = ['a.wav', 'b.wav', 'sub/c.wav']
+    put_corpus(corpus, (*waves, 'deep/c.wav', '../c.wav', '../other/c.wav', f'../{name}_too/c.wav'), audio=seeds()['pcm16.wav'])
+    if what == 'two links': (corpus / 'sub' / 'out.wav').symlink_to(beside(root) / 'canary.wav')
+    if what == 'a circle': (corpus / 'sub' / 'back.wav').symlink_to('../a.wav')
+    if i % 4 > 1: (root / name).symlink_to(corpus)
+    shutil.rmtree(corpus / 'sub') if linked == 'sub' else (corpus / 'a.wav').unlink()
+    (corpus / linked).symlink_to(target(beside(root), corpus))
+    if name == 'mine': (corpus / 'manifest.csv').write_text('path,label,speaker\n' + ''.join(f'{wave},ang,s\n' for wave in waves))
+    else: # a reader takes what is named as in the release, and follows no links to folders
+        (corpus / 'a.wav').rename(corpus / '03a01Fa.wav')
+        (corpus / 'b.wav').rename(corpus / '03b01Wa.wav')
+        if what == 'itself' or linked == 'sub' or what in ('a folder', 'a circle'): want = ''
     return Case(lambda: load_and_listen(name, root), (root / name,), want)
+
+
+@kind(30)
+def names_of_corpora(rng, root, i):
+    "A corpus is a folder in the root, not a way out of it; roots that are none."
+    names = ('../outside', '../../outside', '../../outside/', f'mine/../../../outside', str(beside(root)), f'{beside(root)}/sub', '..', '../', '/',
+             '', '.', './', 'mine/', 'mine/.', 'mine\0', '\0', 'mine/a.wav',
+             'x' * 300, 'x/' * 3000, '\udcff', '\n', 'absent', '~', 'Mine', 'mine ', '*')
+    corpora = root
+    put_corpus(root / 'mine', ['a.wav'], {'manifest.csv': b'path,label,speaker\na.wav,ang,s\n'})
+    for k in range(60 * (i % 2)): (root / f'{k:02}{"x" * 100}').mkdir()
+    if i >= len(names): corpora = (root / 'absent', root / 'mine' / 'a.wav', root / ('x' * 300), root / '\0')[i - len(names)]
+    name = names[i] if i < len(names) else 'mine'
+    return Case(lambda: load_corpus(name, corpora), (corpora, Path(name)), '' if name in ('', '.', './', 'mine/', 'mine/.') else 'refused')
+
+
+@kind(10)
+def files_that_may_not_be_read(rng, root, i):
+    put_corpus(root / 'mine', [], {'a.wav': seeds()['pcm16.wav'], 'label_map.csv': shipped('label_map.csv').read_bytes(),
+                                   'manifest.csv': b'path,label,speaker\na.wav,ang,s\n'})
+    closed, ask = [('a.wav', load_audio), ('manifest.csv', lambda path: load_corpus('mine', root)), ('label_map.csv', read_label_map),
+                   ('a.wav', lambda path: open_store(root / 'store', [path])), ('manifest.csv', lambda path: load_corpus('mine', root))][i % 5]
+    (root / 'mine' / closed).chmod((0, 0o200)[i % 2])
+    if os.access(root / 'mine' / closed, os.R_OK): pytest.skip('root reads everything')
+    return Case(lambda: ask(root / 'mine' / closed), (root / 'mine' / closed,), 'refused')
+
+
+# ---- the tests
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch, capfd) -> Iterator[Path]: # a folder for the cases
+    "Who opens what is noted; a hang in C ends the run, with a traceback."
+    if not hasattr(watch, 'added'):
+        sys.addaudithook(watch)
+        watch.added = True
+    monkeypatch.setattr(sf, 'SoundFile', WatchedFile)
+    with capfd.disabled(): stderr = os.dup(2)
+    faulthandler.dump_traceback_later(15 * PATIENCE, exit=True, file=stderr)
+    yield tmp_path
+    faulthandler.cancel_dump_traceback_later()
+    os.close(stderr)
+
+
+def peak() -> float: # MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def forget_peak() -> None:
+    "What earlier tests took would hide what these take; only Linux forgets."
+    try: Path('/proc/self/clear_refs').write_text('5')
+    except OSError: pass
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_every_fuzzed_input_is_read_or_refused_with_one_clear_error(name, watched):
+    _, cases, memory = KINDS[name]
+    write_canaries(watched / 'outside')
+    kept, faults = contents(watched / 'outside'), []
+    forget_peak()
+    before = peak()
+    for number in range(cases):
+        try: attempt(name, number, watched)
+        except AssertionError as err: faults.append(f'{name} {number} (seed {SEED}): {str(err).splitlines()[0]}')
+        shutil.rmtree(watched / 'root' / str(number))
+        if faults and 'no answer' in faults[-1]: break # the others are not to be waited for
+    if faults: pytest.fail(f'{len(faults)} faults in {number + 1} of {cases} cases:\n' + '\n'.join(faults[:10]), pytrace=False)
+    assert contents(watched / 'outside') == kept, 'what lies outside is not as it was'
+    assert peak() - before < memory, f'{name} took {peak() - before:.0f} MiB'
+
+
+@pytest.mark.parametrize('name', ['spoilt_manifests', 'spoilt_label_files_of_iemocap', 'spoilt_label_files_of_msp_improv',
+                                  'spoilt_labels_of_msp_podcast', 'spoilt_tables_of_nemo', 'spoilt_demographics_of_cremad'])
+def test_marks_and_line_ends_change_nothing(name, tmp_path):
+    write_canaries(tmp_path / 'outside')
+    tables = {}
+    for form in SAME:
+        number = list(FORMS).index(form)
+        (tmp_path / 'root' / str(number)).mkdir(parents=True)
+        tables[form] = KINDS[name][0](np.random.default_rng(0), tmp_path / 'root' / str(number), number).ask().table
+    for form in SAME: pd.testing.assert_frame_equal(tables[form], tables['as it is'], obj=form)
+
+
+def test_there_are_two_thousand_cases_and_a_case_is_the_same_each_time(tmp_path):
+    assert sum(cases for name, (_, cases, _) in KINDS.items() if name != 'files_that_may_not_be_read') >= 2000
+    assert seeds.__wrapped__() == seeds()
+    def written(name, tmp):
+        (tmp / 'root' / '7').mkdir(parents=True)
+        KINDS[name][0](np.random.default_rng([SEED, zlib.crc32(name.encode()), 7]), tmp / 'root' / '7', 7)
+        return [content for content, *_ in contents(tmp / 'root').values()]
+    for name in ('truncated', 'flipped_bits', 'spoilt_manifests'):
+        assert written(name, tmp_path / name / 'first') == written(name, tmp_path / name / 'second')
+
+
+def test_a_touch_outside_would_be_noted(watched):
+    write_canaries(watched / 'outside')
+    (watched / 'link.wav').symlink_to('outside/canary.wav')
+    for touch in (lambda path: path.read_bytes(), lambda path: sf.read(path), lambda path: sf.SoundFile(str(path)).close(),
+                  lambda path: os.listdir(path.resolve().parent),
+                  lambda path: (watched / 'outside' / 'new').write_bytes(b'')):
+        with strictly(watched / 'outside'): touch(watched / 'link.wav')
+        assert TOUCHED
+    with strictly(watched / 'outside'): load_or_not(watched / 'absent')
+    assert not TOUCHED
+
+
+def load_or_not(path: Path) -> None:
+    with pytest.raises(BadInput): load_audio(path)
