@@ -1,5 +1,6 @@
 "From files to rows: readers on the released layouts, manifests, bad recordings, and the store of decoded audio."
 import hashlib
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import soundfile as sf
 
 from cdser.audio import load_audio, open_store
 from cdser.config import LABELS, BadInput
-from cdser.corpora import check_table, load_corpus, read_label_map, read_manifest, released, write_manifest
+from cdser.corpora import check_table, import_dataset, load_corpus, read_label_map, read_manifest, released, write_manifest
 from cdser.splits import audit, hold_out, source_split, target_split
 
 TONE = (.1 * np.sin(np.arange(8000) * .1)).astype(np.float32)
@@ -173,3 +174,36 @@ def test_any_rate_and_any_number_of_channels_becomes_16_khz_mono(rate, tmp_path)
     samples = load_audio(tmp_path / 'a.wav')
     assert samples.shape == (16_000,) and samples.dtype == np.float32
     assert np.abs(np.fft.rfft(samples)).argmax() == 440
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    "A data set with two parts as the datasets library saves it: two formats, a class label, a speaker, a sentence."
+    datasets = pytest.importorskip('datasets', reason="needs pip install 'cdser[datasets]'")
+    def part(speakers, format):
+        content = io.BytesIO()
+        sf.write(content, TONE, 16_000, format=format)
+        rows = dict(audio=[dict(bytes=content.getvalue(), path=None)] * 2, label=['ang', 'sad'], speaker=speakers, text_id=['t1', 't2'])
+        return datasets.Dataset.from_dict(rows).cast_column('audio', datasets.Audio()).class_encode_column('label')
+    datasets.DatasetDict(train=part(['a', 'b'], 'FLAC'), test=part(['c', 'd'], 'WAV')).save_to_disk(tmp_path / 'saved')
+    return tmp_path / 'saved'
+
+
+def test_a_data_set_becomes_a_corpus_byte_for_byte(saved, tmp_path):
+    import_dataset(saved, tmp_path / 'mine')
+    table = load_corpus('mine', tmp_path).table
+    assert table.path.tolist() == ['train/000000.flac', 'train/000001.flac', 'test/000000.wav', 'test/000001.wav']
+    assert table.label.tolist() == ['ang', 'sad'] * 2 and table.speaker.tolist() == list('abcd') and table.text_id.tolist() == ['t1', 't2'] * 2
+    assert all(len(load_audio(tmp_path / 'mine' / path)) == len(TONE) for path in table.path)
+    with pytest.raises(BadInput, match='import-dataset'): load_corpus('saved', tmp_path)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(speaker='who'), "speaker: the data set has no column 'who', it has audio, label, speaker, text_id"),
+    (dict(audio='text_id'), "audio: the column 'text_id' holds no audio"),
+    (dict(folder='saved'), 'is there already; name a new folder'),
+    (dict(saved='nowhere'), 'is no folder that datasets saved')])
+def test_a_data_set_that_cannot_be_imported_is_one_error_and_leaves_nothing(arguments, message, saved, tmp_path):
+    places = {'saved': saved, 'folder': tmp_path / 'mine'} | {k: tmp_path / v for k, v in arguments.items() if k in ('saved', 'folder')}
+    with pytest.raises(BadInput) as err: import_dataset(**places, **{k: v for k, v in arguments.items() if k not in places})
+    assert message in str(err.value) and sorted(path.name for path in tmp_path.iterdir()) == ['saved']
