@@ -6,7 +6,7 @@
 __all__ = ['Recordings', 'open_recordings', 'Parts', 'split_target', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell', 'measure',
            'machine', 'best_device', 'fit', 'grid', 'records', 'recognise']
 
-# %% ../nbs/30_runs.ipynb #9d7d00b3
+# %% ../nbs/30_runs.ipynb #12d7dc62
 import json, platform, shutil, tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,10 +29,10 @@ from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import Split, check_split, freeze, read_split, source_split, split_hash, target_split
 from .train import predict, train
 
-# %% ../nbs/30_runs.ipynb #f91933ca
+# %% ../nbs/30_runs.ipynb #5e69a9b3
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
 
-# %% ../nbs/30_runs.ipynb #f996e615
+# %% ../nbs/30_runs.ipynb #e0d0ddc9
 @dataclass(frozen=True)
 class Recordings:
     "A corpus and its decoded audio, row for row."
@@ -43,7 +43,7 @@ class Recordings:
     @cached_property
     def digest(self) -> str: # 12 hexadecimal digits
         "A hash of the audio, and of all that labels and splits are made of."
-        facts = self.corpus.table[['path', 'label', 'speaker', 'session']].fillna('').astype(str)
+        facts = self.corpus.table[['path', 'label', 'speaker', 'session', 'text_id']].fillna('').astype(str)
         frozen = [split_hash(freeze(self.corpus.table, self.frozen))] if self.frozen else []
         return content_hash([self.store.digest, facts.values.tolist(), *frozen])
 
@@ -59,7 +59,7 @@ def open_recordings(name: str,         # of the corpus
     frozen = read_split(file, corpus.table) if file.is_file() else None
     return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds), frozen)
 
-# %% ../nbs/30_runs.ipynb #20251358
+# %% ../nbs/30_runs.ipynb #e18d805f
 @dataclass(frozen=True)
 class Parts:
     "What a run trains on, validates on and is tested on."
@@ -91,7 +91,7 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
     return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
 
-# %% ../nbs/30_runs.ipynb #41a474ed
+# %% ../nbs/30_runs.ipynb #9164fe0d
 @dataclass(frozen=True)
 class Run:
     "A finished run; its files are read when they are asked for."
@@ -116,7 +116,7 @@ class Run:
         "The emotion path of the trained model."
         return from_transformers(Wav2Vec2ForSequenceClassification.from_pretrained(self.folder / 'model'))
 
-# %% ../nbs/30_runs.ipynb #e7c6351c
+# %% ../nbs/30_runs.ipynb #82df0d9f
 class RunStore:
     "A folder of runs, each in a folder named by its id."
     def __init__(self, folder: Path): self.folder = Path(folder)
@@ -141,7 +141,7 @@ class RunStore:
         finally: shutil.rmtree(draft, ignore_errors=True)
         return self[id]
 
-# %% ../nbs/30_runs.ipynb #300a4e8d
+# %% ../nbs/30_runs.ipynb #52cf0bf0
 def run_id(e: Experiment, source: Recordings, target: Recordings) -> str: # 12 hexadecimal digits
     "The name of a run: a hash of the experiment and of the data it is about."
     return content_hash({'experiment': asdict(e), 'data': [source.digest, target.digest]})
@@ -158,7 +158,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-# %% ../nbs/30_runs.ipynb #0489ea84
+# %% ../nbs/30_runs.ipynb #923dcd90
 def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
     "The numbers that tables are made of; UAR, WAR and recalls on the tested speakers, in [0, 1]."
     test = predictions[predictions.part == 'test']
@@ -172,7 +172,7 @@ def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/30_runs.ipynb #4f6d2e68
+# %% ../nbs/30_runs.ipynb #97323fca
 def best_device(device: str = 'auto') -> str:
     "'cuda' where there is one, if 'auto'. Raises `BadInput` at what is not to be had."
     if device == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -207,7 +207,7 @@ def fit(e: Experiment,
         to_transformers(model.cpu()).save_pretrained(draft / 'model')
     return store.add(id, write)
 
-# %% ../nbs/30_runs.ipynb #21a53685
+# %% ../nbs/30_runs.ipynb #f0f44abc
 def grid(experiments: list[Experiment],
          corpora_root: Path,
          runs_dir: Path = 'runs',
@@ -235,7 +235,7 @@ def grid(experiments: list[Experiment],
         if workers > 1: get_reusable_executor().shutdown() # idle workers would keep their memory for minutes
     return [store[id] for id in ids]
 
-# %% ../nbs/30_runs.ipynb #1ea00040
+# %% ../nbs/30_runs.ipynb #fb62b174
 def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     "The experiments' coordinates beside their results; UAR and WAR in [0, 1] on the tested speakers."
     def row(run):
@@ -245,7 +245,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
 
-# %% ../nbs/30_runs.ipynb #65a9045b
+# %% ../nbs/30_runs.ipynb #652c4f63
 def recognise(run: Run,
               paths: list[Path],  # audio files
               device: str = 'auto',
