@@ -1,0 +1,99 @@
+"""What one utterance costs, in random order: from the store, from its file, and from a data set of the datasets library.
+
+python benchmarks/data_path.py [--files 1000] [--repeats 5]
+
+All give 16 kHz float32 samples of the same utterances. Repeats are interleaved, so that all see the same machine. Generated
+utterances have the durations of IEMOCAP (WAV at 16 kHz); real ones are those of the folder that CDSER_CORPORA names, as they
+lie there. datasets reads its stored bytes, which soundfile decodes, as one does where torchcodec and FFmpeg are not to be had.
+Then stores of 1, 10 and 100 hours are opened. Writes benchmarks/results/data_path-cpu.json.
+"""
+import argparse
+import io
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import soundfile as sf
+
+from cdser.audio import AudioStore, fingerprint, load_audio, open_store, resample
+from cdser.config import SAMPLE_RATE
+from cdser.corpora import load_corpus, released
+from corpus import write_corpus
+
+
+def save_dataset(paths: list[Path], folder: Path) -> datasets.Dataset:
+    "The same files as a data set on disk, memory-mapped."
+    data = datasets.Dataset.from_dict(dict(audio=[dict(bytes=path.read_bytes(), path=None) for path in paths]))
+    data.save_to_disk(str(folder))
+    return datasets.load_from_disk(str(folder))
+
+
+def per_item(paths: list[Path], folder: Path, repeats: int) -> dict: # way -> seconds an utterance, one for each repeat
+    "Every way to get an utterance, each in the same random order."
+    store, data = open_store(folder / 'store', paths), save_dataset(paths, folder / 'data')
+    def from_dataset(i):
+        samples, rate = sf.read(io.BytesIO(data[i]['audio']['bytes']), dtype='float32', always_2d=True)
+        return resample(samples.mean(1), rate)
+    ways = {'AudioStore': lambda i: store[i].astype(np.float32) / 2**15,
+            'soundfile, each file': lambda i: load_audio(paths[i]), 'datasets, stored bytes': from_dataset}
+    order, found = np.random.default_rng(0).permutation(len(paths)).tolist(), {name: [] for name in ways}
+    one = order[0]
+    assert max(np.abs(way(one) - ways['AudioStore'](one)).max() for way in ways.values()) < 1e-4
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            for i in order: way(i)
+            found[name].append((time.perf_counter() - start) / len(order))
+    return found
+
+
+def open_hours(hours: float, folder: Path) -> dict: # seconds, megabytes of the process
+    "Open a store of so many hours of utterances as long as IEMOCAP's, asking whether their files have changed, and read one."
+    lengths = np.resize((released('iemocap').duration_s * SAMPLE_RATE).astype(int), int(hours * 3600 / 4.55))
+    (folder / 'files').mkdir(parents=True)
+    paths = [folder / 'files' / f'{i}.wav' for i in range(len(lengths))]
+    for path in paths: path.touch()
+    (folder / 'store').mkdir()
+    np.save(folder / 'store' / 'offsets.npy', np.cumsum([0, *lengths]))
+    with open(folder / 'store' / 'samples.int16', 'wb') as file: file.truncate(2 * int(lengths.sum())) # sparse: as large, and empty
+    (folder / 'store' / 'store.json').write_text(json.dumps(dict(digest='', fingerprint=fingerprint(paths, None))))
+    before, start = resident(), time.perf_counter()
+    store = open_store(folder / 'store', paths)
+    store[len(store) // 2].sum()
+    return dict(hours=hours, utterances=len(paths), seconds=time.perf_counter() - start, megabytes=resident() - before)
+
+
+def resident() -> float: # megabytes
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--files', type=int, default=1000)
+    parser.add_argument('--repeats', type=int, default=5)
+    args = parser.parse_args()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_corpus(folder / 'corpora' / 'iemocap_lengths', args.files)
+        roots = {'iemocap_lengths': folder / 'corpora'}
+        real = Path(os.environ.get('CDSER_CORPORA', Path(__file__).parents[2] / 'shared' / 'corpora'))
+        if real.is_dir(): roots |= {name: real for name in ('nemo', 'urdu', 'emodb') if (real / name).is_dir()}
+        found = {name: per_item(load_corpus(name, root).paths[:args.files], folder / name, args.repeats) for name, root in roots.items()}
+        opened = [open_hours(hours, folder / f'{hours}h') for hours in (1, 10, 100)]
+    medians = {name: {way: float(np.median(seconds)) for way, seconds in ways.items()} for name, ways in found.items()}
+    result = dict(name=platform.machine(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(), datasets=datasets.__version__,
+                  soundfile=sf.__version__, date=time.strftime('%Y-%m-%d'), unit='seconds an utterance', repeats=found, median=medians, opened=opened)
+    path = Path(__file__).parent / 'results' / 'data_path-cpu.json'
+    path.write_text(json.dumps(result, indent=1) + '\n')
+    for name, ways in medians.items():
+        for way, seconds in ways.items(): print(f'{name:16} {way:24}{1e6 * seconds:8.0f} µs  {seconds / ways["AudioStore"]:6.1f} x AudioStore')
+    for o in opened: print(f'{o["hours"]:4} h, {o["utterances"]:6} utterances: opened in {o["seconds"]:.2f} s, {o["megabytes"]:.0f} MB more')
+
+
+if __name__ == '__main__': main()
