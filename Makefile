@@ -19,6 +19,7 @@ lab: .venv/ready ## the book in JupyterLab
 bench: .venv/ready ## side-by-side measurements, into benchmarks/results
 	$(RUN)/python benchmarks/throughput.py
 	$(RUN)/python benchmarks/corpus.py
+	$(RUN)/python benchmarks/data_path.py
 
 .venv/ready: settings.ini constraints.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
