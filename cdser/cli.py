@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['run_verify', 'run_audit', 'run_split', 'run_fetch', 'run_import', 'parser', 'main']
 
-# %% ../nbs/41_cli.ipynb #393b0951
-import argparse, sys
+# %% ../nbs/41_cli.ipynb #7872a68d
+import argparse, os, sys
 from pathlib import Path
 from .config import PROTOCOLS, BadInput
 from .corpora import import_dataset, read_corpus, write_manifest
@@ -14,7 +14,7 @@ from .fetch import fetch, list_origins
 from .splits import freeze, plan_folds, split_corpus, split_hash
 from .verify import KINDS, audit_copy, verify
 
-# %% ../nbs/41_cli.ipynb #7021ff18
+# %% ../nbs/41_cli.ipynb #08f8a8fb
 def run_verify(args) -> int:
     "Say what was found; 1 where training on the copy would be wrong."
     found = verify(args.corpus, args.root, args.label_map, tuple(args.allow))
@@ -50,7 +50,7 @@ def run_import(args) -> int:
     print(f'{args.folder}: {len(import_dataset(args.saved, args.folder, args.audio, args.label, args.speaker))} recordings and manifest.csv')
     return 0
 
-# %% ../nbs/41_cli.ipynb #0281a5e5
+# %% ../nbs/41_cli.ipynb #b045bc55
 def parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
     top = argparse.ArgumentParser('cdser', description='Fetch, verify and split corpora of emotional speech.')
@@ -87,11 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     "Run a command; the exit status."
     args = parser().parse_args(argv)
     if args.run is run_fetch and args.corpus and not args.folder: parser().error('fetch: name the folder, too')
-    try: return args.run(args)
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except BadInput as err:
         print(f'cdser: {err}', file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
+    except BrokenPipeError: # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
-# %% ../nbs/41_cli.ipynb #2a329563
+# %% ../nbs/41_cli.ipynb #61486e44
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'NUMBERS', 'ODD_PATH', 'AUDIO', 'GENDERS', 'IEMOCAP_TURN',
            'read_nemo', 'read_urdu', 'read_esd', 'read_shemo', 'read_msp_podcast', 'read_corpus', 'load_corpus',
            'describe', 'write_recordings', 'import_dataset']
 
-# %% ../nbs/02_corpora.ipynb #c501177b
+# %% ../nbs/02_corpora.ipynb #6fe81e3c
 import csv, os, re, shutil, tempfile, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput
 
-# %% ../nbs/02_corpora.ipynb #4be764a1
+# %% ../nbs/02_corpora.ipynb #d3190eab
 COLUMNS = ('path', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id', 'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('duration_s', 'sample_rate')
 
@@ -38,7 +38,7 @@ class Corpus:
     def labels(self) -> np.ndarray: # (n,) int64 class indices
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
-# %% ../nbs/02_corpora.ipynb #f5903d80
+# %% ../nbs/02_corpora.ipynb #6f664645
 def brief(text: str) -> str:
     "Text for a message, cut where it is long."
     return text if len(text) <= 80 else text[:79] + '…'
@@ -63,7 +63,7 @@ def read_csv(path: Path, needs: tuple[str, ...], separator: str = ',') -> pd.Dat
         raise BadInput(f'{path}: has no column {" and no ".join(missing)}; {expected}')
     return table
 
-# %% ../nbs/02_corpora.ipynb #e2144e23
+# %% ../nbs/02_corpora.ipynb #7ce79b23
 def shipped(name: str) -> Path:
     "A file of data_manifests: inside the installed package, or beside it in a checkout."
     package = Path(str(files('cdser')))
@@ -82,7 +82,7 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
     if twice.any(): raise BadInput(f'{path}, row {twice.argmax() + 2}: {brief(table.emotion[twice.argmax()])} of {brief(table.corpus[twice.argmax()])} is listed twice')
     return {corpus: dict(zip(rows.emotion, rows.label)) for corpus, rows in table.groupby('corpus', sort=False)}
 
-# %% ../nbs/02_corpora.ipynb #b7420f31
+# %% ../nbs/02_corpora.ipynb #a469a1f1
 ODD_PATH = re.compile(r'^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.{0,2}(?:/|$)')
 
 def check_table(table: pd.DataFrame,                     # of str; with at least path, speaker, and label or emotion
@@ -104,15 +104,15 @@ def check_table(table: pd.DataFrame,                     # of str; with at least
     complain(table.path.str.len() > 4096, lambda row: f'the path {shown(row.path)} is too long')
     complain(table.path.str.contains(ODD_PATH), lambda row: f'the path {shown(row.path)} must be relative to the folder of the corpus, without ".." and with "/"')
     complain(table.path.duplicated(), lambda row: f'{brief(row.path)} is listed twice, first in row {(table.path == row.path).argmax() + 2}')
-    left_out = table.label == '' if emotions is not None else False
+    left_out = (table.label == '') & (emotions is not None)
     complain(~table.label.isin(LABELS) & ~left_out, lambda row: f'the label {shown(row.label)} is not known; use {", ".join(LABELS)}')
     complain(table.speaker == '', lambda row: f'no speaker is given for {brief(row.path)}; splits need to know who speaks')
-    if emotions is not None: table = table[~left_out].reset_index(drop=True)
+    table = table[~left_out].reset_index(drop=True)
     if not len(table): raise BadInput(f'{name}: has no utterances of {", ".join(LABELS)}')
     blank = {c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table}
     return table.assign(**blank)[list(COLUMNS)]
 
-# %% ../nbs/02_corpora.ipynb #f7442e57
+# %% ../nbs/02_corpora.ipynb #4ff2da1e
 def with_numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
     try:
         found = {c: pd.to_numeric(table[c].replace('', np.nan)) for c in NUMBERS}
@@ -135,7 +135,7 @@ def released(name: str) -> pd.DataFrame: # COLUMNS without label, one row a rele
     if not re.fullmatch(r'\w+', name) or not path.is_file(): raise BadInput(f'{name}: no manifest of a release of that name is known')
     return with_numbers(read_csv(path, tuple(c for c in COLUMNS if c != 'label')), str(path))
 
-# %% ../nbs/02_corpora.ipynb #da2bf310
+# %% ../nbs/02_corpora.ipynb #194b243c
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 
 def leads_out(root: Path, paths: list[str]) -> list[str]: # those of them
@@ -183,7 +183,7 @@ def by_name(root: Path, like: str, # a name in the release, for the message
 
 GENDERS = {'M': 'male', 'F': 'female'}
 
-# %% ../nbs/02_corpora.ipynb #6d1f493f
+# %% ../nbs/02_corpora.ipynb #4519b48e
 IEMOCAP_TURN = re.compile(r'\[[\d.]+ - [\d.]+\]\t(Ses(\d\d)[FM]_\w+_([FM])\w*)\t(\w+)\t\[')
 
 def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suffix -> path
@@ -219,7 +219,7 @@ def read_iemocap(root: Path) -> pd.DataFrame:
                              session=session, gender=GENDERS[spoken_by], text_id=script[0] if script else ''))
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Session1/dialog/EmoEvaluation/Ses01F_impro01.txt')
 
-# %% ../nbs/02_corpora.ipynb #5dfdeff1
+# %% ../nbs/02_corpora.ipynb #d9844df5
 MSP_TURN = re.compile(r'(?:UTD|MSP)-(IMPROV-(S\d\d)[A-Z]-([FM])(\d)(\d)-([PRST])-\w+)\.\w+ *; *([A-Z]) *;')
 
 def read_msp_improv(root: Path) -> pd.DataFrame:
@@ -236,7 +236,7 @@ def read_msp_improv(root: Path) -> pd.DataFrame:
         if rows.setdefault(name, row) != row: raise BadInput(f'{root}: {labels[-1]} gives {brief(name)} a second label, {emotion} beside {rows[name]["emotion"]}')
     return to_table(sorted(rows.values(), key=lambda row: row['path']), root, 'Evalution.txt')
 
-# %% ../nbs/02_corpora.ipynb #ad25f0cd
+# %% ../nbs/02_corpora.ipynb #f91c0941
 def read_cremad(root: Path) -> pd.DataFrame:
     "CREMA-D (Cao et al. 2014): the third field is the emotion, the first the speaker."
     people = next((root / path for path in find_files(root, {'.csv'}) if path.name == 'VideoDemographics.csv'), None)
@@ -248,7 +248,7 @@ def read_cremad(root: Path) -> pd.DataFrame:
         return dict(emotion=fields[2], speaker=fields[0], gender=sexes.get(fields[0], '').lower(), text_id=fields[1])
     return by_name(root, 'AudioWAV/1001_DFA_ANG_XX.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #f6be45fe
+# %% ../nbs/02_corpora.ipynb #4cc82aef
 def read_ravdess(root: Path) -> pd.DataFrame:
     "RAVDESS (Livingstone & Russo 2018): the third number is the emotion, the last the speaker; songs are left out."
     def facts(path):
@@ -257,7 +257,7 @@ def read_ravdess(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=speaker, gender='male' if int(speaker) % 2 else 'female', text_id=statement)
     return by_name(root, '03-01-05-01-02-01-12.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #61765d42
+# %% ../nbs/02_corpora.ipynb #1073fba6
 def read_emodb(root: Path) -> pd.DataFrame:
     "EmoDB (Burkhardt et al. 2005): the sixth character is the emotion, the first two are the speaker."
     def facts(path):
@@ -266,7 +266,7 @@ def read_emodb(root: Path) -> pd.DataFrame:
         return dict(emotion=path.stem[5], speaker=speaker, gender='male' if speaker in {'03', '10', '11', '12', '15'} else 'female', text_id=path.stem[2:5])
     return by_name(root, '03a01Fa.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #afeb1f5e
+# %% ../nbs/02_corpora.ipynb #5f90fe5e
 def read_savee(root: Path) -> pd.DataFrame:
     "SAVEE (Jackson & Haq 2014): letters are the emotion, before them stands the speaker."
     def facts(path):
@@ -274,7 +274,7 @@ def read_savee(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[2], gender='male', text_id=found[2] + found[3], utterance=found[2] + found[3]) if found else None
     return by_name(root, 'DC/a01.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #b3e8f6dd
+# %% ../nbs/02_corpora.ipynb #f635faf8
 def read_tess(root: Path) -> pd.DataFrame:
     "TESS (Dupuis & Pichora-Fuller 2010): the last field is the emotion, the first the speaker."
     def facts(path):
@@ -283,7 +283,7 @@ def read_tess(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1] + 'F', emotion=found[3].lower(), gender='female', text_id=found[2], utterance=f'{found[2]}_{found[3].lower()}')
     return by_name(root, 'OAF_back_angry.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #e22078b8
+# %% ../nbs/02_corpora.ipynb #4e560788
 def read_nemo(root: Path) -> pd.DataFrame:
     "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv or the manifest."
     about = next((root / path for path in find_files(root, {'.tsv'}) if path.name == 'data.tsv'), None)
@@ -294,7 +294,7 @@ def read_nemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[2], gender=gender.get(found[1], ''), text_id=found[3]) if found else None
     return by_name(root, 'samples/EB0_anger_1.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #08b08482
+# %% ../nbs/02_corpora.ipynb #5ac72f78
 def read_urdu(root: Path) -> pd.DataFrame:
     "URDU (Latif et al. 2018): the folder, or the third field, is the emotion, the first field the speaker."
     words = {'A': 'Angry', 'H': 'Happy', 'N': 'Neutral', 'S': 'Sad'}
@@ -305,7 +305,7 @@ def read_urdu(root: Path) -> pd.DataFrame:
         return dict(emotion=emotion, speaker=found[1], gender=GENDERS[found[2]])
     return by_name(root, 'Angry/SM1_F10_A010.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #eb032341
+# %% ../nbs/02_corpora.ipynb #0dae8d94
 def read_esd(root: Path) -> pd.DataFrame:
     "ESD (Zhou et al. 2021): a folder is the emotion, the first field the speaker, 0001 to 0010 of Mandarin."
     def facts(path):
@@ -315,7 +315,7 @@ def read_esd(root: Path) -> pd.DataFrame:
         return dict(emotion=found[2], speaker=found[1], text_id=f'{language}_{(int(found[3]) - 1) % 350 + 1:03}')
     return by_name(root, '0011/Angry/0011_000351.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #f3a92a5d
+# %% ../nbs/02_corpora.ipynb #742e448f
 def read_shemo(root: Path) -> pd.DataFrame:
     "ShEMO (Mohamad Nezami et al. 2019): the fourth character is the emotion, the first three are the speaker."
     def facts(path):
@@ -323,7 +323,7 @@ def read_shemo(root: Path) -> pd.DataFrame:
         return dict(speaker=found[1], emotion=found[3], gender=GENDERS[found[2]]) if found else None
     return by_name(root, 'F24A24.wav', facts)
 
-# %% ../nbs/02_corpora.ipynb #f5e12651
+# %% ../nbs/02_corpora.ipynb #df5f37b6
 def read_msp_podcast(root: Path) -> pd.DataFrame:
     "MSP-Podcast (Lotfian & Busso 2019): perceived labels by its table; unknown speakers are left out."
     tables = [path for path in find_files(root, {'.csv'}) if path.stem in ('labels_consensus', 'labels_concensus')]
@@ -335,12 +335,12 @@ def read_msp_podcast(root: Path) -> pd.DataFrame:
             for row in table.itertuples() if row.SpkrID.lower() not in ('unknown', '')]
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Labels/labels_consensus.csv')
 
-# %% ../nbs/02_corpora.ipynb #c331843a
+# %% ../nbs/02_corpora.ipynb #e3d620b9
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     'iemocap': read_iemocap, 'msp_improv': read_msp_improv, 'cremad': read_cremad, 'ravdess': read_ravdess, 'emodb': read_emodb,
     'savee': read_savee, 'tess': read_tess, 'nemo': read_nemo, 'urdu': read_urdu, 'esd': read_esd, 'shemo': read_shemo, 'msp_podcast': read_msp_podcast}
 
-# %% ../nbs/02_corpora.ipynb #4c884365
+# %% ../nbs/02_corpora.ipynb #36930b0c
 def read_corpus(name: str,                     # picks the reader and the lines of the label map
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
@@ -375,13 +375,13 @@ def load_corpus(name: str,                     # the name of its folder
         if wrong: raise BadInput(f'{listed}: {len(wrong)} of {len(corpus.table)} recordings {what}, the first is {brief(wrong[0])}')
     return corpus
 
-# %% ../nbs/02_corpora.ipynb #5ad3bcf6
+# %% ../nbs/02_corpora.ipynb #ea66091e
 def describe(corpus: Corpus) -> pd.DataFrame: # one row
     "How many utterances of each label, how many speakers."
     counts = corpus.table.label.value_counts().reindex(LABELS, fill_value=0)
     return pd.DataFrame(dict(utterances=len(corpus.table), **counts, speakers=corpus.table.speaker.nunique()), index=[corpus.name])
 
-# %% ../nbs/02_corpora.ipynb #edb23b27
+# %% ../nbs/02_corpora.ipynb #fabea935
 MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # how a file of each kind begins
 
 def write_recordings(data, part: str, folder: Path, columns: dict[str, str]) -> list[dict]: # rows of a manifest

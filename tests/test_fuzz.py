@@ -627,7 +627,7 @@ def spoilt_splits(rng, root, i):
     "The last ones deal out parts anew: speakers cross, a part is empty, a part is unknown."
     (table, text), words = frozen(), (b'train', b'valid', b'test', b'', b'Train', b'1')
     want = spoil(rng, i, root / 'split.csv', text)
-    if i >= 220: (root / 'split.csv').write_bytes(re.sub(rb'\b%s\b' % words[i % 3], pick(rng, words), text, int(pick(rng, (0, 1, 9)))))
+    if i >= 220: (root / 'split.csv').write_bytes(re.sub(rb'\b%s\b' % words[i % 3], pick(rng, words), text, count=int(pick(rng, (0, 1, 9)))))
     return Case(lambda: read_split(root / 'split.csv', table), (root / 'split.csv',), want)
 
 

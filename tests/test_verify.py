@@ -212,6 +212,12 @@ def test_python_m_works_where_scripts_are_not_on_the_path(tmp_path):
     assert done.returncode == 2 and done.stderr == f'cdser: {tmp_path / "b"}: there is no such folder\n'
 
 
+def test_a_reader_of_the_output_that_stops_early_sees_no_traceback(kept):
+    with subprocess.Popen([sys.executable, '-m', 'cdser.cli', 'verify', 'studio_a', str(kept)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        assert 'Traceback' not in running.stderr.read() and running.wait() == 141
+
+
 def test_kinds_not_known_are_refused(studio):
     assert set(KINDS.values()) == {'error', 'warning'}
     with pytest.raises(BadInput, match="allow: 'clipped' is not known"): verify('studio_a', studio, allow=('clipped',))
