@@ -10,7 +10,7 @@ reproduce: .venv/ready ## every table and figure on generated speech, into paper
 	$(RUN)/papermill --log-output --no-progress-bar nbs/90_reproduce.ipynb paper_figures/demo/90_reproduce.ipynb
 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
-	$(RUN)/nbdev_test --path nbs --n_workers 2
+	$(RUN)/nbdev_test --path nbs --n_workers 1
 	$(RUN)/python -m pytest tests
 
 lab: .venv/ready ## the book in JupyterLab
