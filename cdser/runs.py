@@ -6,7 +6,7 @@
 __all__ = ['Recordings', 'open_recordings', 'Parts', 'split_target', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell', 'measure',
            'machine', 'best_device', 'fit', 'grid', 'records', 'recognise']
 
-# %% ../nbs/30_runs.ipynb #12d7dc62
+# %% ../nbs/30_runs.ipynb #47f3df16
 import json, platform, shutil, tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,10 +29,10 @@ from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import Split, check_split, freeze, read_split, source_split, split_hash, target_split
 from .train import predict, train
 
-# %% ../nbs/30_runs.ipynb #5e69a9b3
+# %% ../nbs/30_runs.ipynb #621ed097
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
 
-# %% ../nbs/30_runs.ipynb #e0d0ddc9
+# %% ../nbs/30_runs.ipynb #6cde271d
 @dataclass(frozen=True)
 class Recordings:
     "A corpus and its decoded audio, row for row."
@@ -59,7 +59,7 @@ def open_recordings(name: str,         # of the corpus
     frozen = read_split(file, corpus.table) if file.is_file() else None
     return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds), frozen)
 
-# %% ../nbs/30_runs.ipynb #e18d805f
+# %% ../nbs/30_runs.ipynb #29a6449b
 @dataclass(frozen=True)
 class Parts:
     "What a run trains on, validates on and is tested on."
@@ -84,6 +84,7 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     s = source_split(source.corpus.table, e.validation, e.seed)
     t = split_target(e, target)
     for recordings, split in ((source, s), (target, t)): check_split(recordings.corpus.table, split)
+    if not len(t.test): raise BadInput(f'split: there are no utterances of {e.target} to test on in fold {e.fold}')
     def part(recordings, rows, visible=True):
         return Utterances(recordings.store, rows, visible_labels(recordings.corpus.labels[rows], visible))
     both = [part(source, s.train), part(target, t.train, setup.target_labels)]
@@ -91,7 +92,7 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
     return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
 
-# %% ../nbs/30_runs.ipynb #9164fe0d
+# %% ../nbs/30_runs.ipynb #3014404e
 @dataclass(frozen=True)
 class Run:
     "A finished run; its files are read when they are asked for."
@@ -116,7 +117,7 @@ class Run:
         "The emotion path of the trained model."
         return from_transformers(Wav2Vec2ForSequenceClassification.from_pretrained(self.folder / 'model'))
 
-# %% ../nbs/30_runs.ipynb #82df0d9f
+# %% ../nbs/30_runs.ipynb #641c58dc
 class RunStore:
     "A folder of runs, each in a folder named by its id."
     def __init__(self, folder: Path): self.folder = Path(folder)
@@ -141,7 +142,7 @@ class RunStore:
         finally: shutil.rmtree(draft, ignore_errors=True)
         return self[id]
 
-# %% ../nbs/30_runs.ipynb #52cf0bf0
+# %% ../nbs/30_runs.ipynb #28030218
 def run_id(e: Experiment, source: Recordings, target: Recordings) -> str: # 12 hexadecimal digits
     "The name of a run: a hash of the experiment and of the data it is about."
     return content_hash({'experiment': asdict(e), 'data': [source.digest, target.digest]})
@@ -158,7 +159,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-# %% ../nbs/30_runs.ipynb #923dcd90
+# %% ../nbs/30_runs.ipynb #32757649
 def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
     "The numbers that tables are made of; UAR, WAR and recalls on the tested speakers, in [0, 1]."
     test = predictions[predictions.part == 'test']
@@ -172,7 +173,7 @@ def machine(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/30_runs.ipynb #97323fca
+# %% ../nbs/30_runs.ipynb #35a151fd
 def best_device(device: str = 'auto') -> str:
     "'cuda' where there is one, if 'auto'. Raises `BadInput` at what is not to be had."
     if device == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -207,7 +208,7 @@ def fit(e: Experiment,
         to_transformers(model.cpu()).save_pretrained(draft / 'model')
     return store.add(id, write)
 
-# %% ../nbs/30_runs.ipynb #f0f44abc
+# %% ../nbs/30_runs.ipynb #ae8ca0af
 def grid(experiments: list[Experiment],
          corpora_root: Path,
          runs_dir: Path = 'runs',
@@ -235,7 +236,7 @@ def grid(experiments: list[Experiment],
         if workers > 1: get_reusable_executor().shutdown() # idle workers would keep their memory for minutes
     return [store[id] for id in ids]
 
-# %% ../nbs/30_runs.ipynb #fb62b174
+# %% ../nbs/30_runs.ipynb #3c8bbb99
 def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     "The experiments' coordinates beside their results; UAR and WAR in [0, 1] on the tested speakers."
     def row(run):
@@ -245,7 +246,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
 
-# %% ../nbs/30_runs.ipynb #652c4f63
+# %% ../nbs/30_runs.ipynb #04f25e20
 def recognise(run: Run,
               paths: list[Path],  # audio files
               device: str = 'auto',
