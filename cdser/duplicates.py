@@ -6,14 +6,14 @@
 __all__ = ['BANDS', 'SLOTS', 'WINDOW', 'HOP', 'EDGES', 'FIRST_BINS', 'HANN', 'NEAR', 'TILE', 'sketch', 'sketches',
            'near_duplicates', 'clips']
 
-# %% ../nbs/06_duplicates.ipynb #b645e55f
+# %% ../nbs/06_duplicates.ipynb #f81dfcc6
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from .audio import AudioStore, in_threads
 from .config import SAMPLE_RATE
 
-# %% ../nbs/06_duplicates.ipynb #3ddf284c
+# %% ../nbs/06_duplicates.ipynb #ea307d49
 BANDS, SLOTS = 16, 32     # of a sketch
 WINDOW, HOP = 512, 256    # samples
 EDGES = np.geomspace(150, 3600, BANDS + 1) # Hz
@@ -35,7 +35,7 @@ def sketch(samples: np.ndarray, # (samples,) at SAMPLE_RATE, of any scale
     shape = (level - level.mean(0)).ravel()
     return (shape / max(np.linalg.norm(shape), 1e-9)).astype(np.float32)
 
-# %% ../nbs/06_duplicates.ipynb #251dc073
+# %% ../nbs/06_duplicates.ipynb #d13be0e5
 NEAR = .98  # inner product of sketches from which two recordings are the same clip
 TILE = 2048 # recordings that are compared with as many others at a time
 
