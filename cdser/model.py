@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Outputs', 'Recogniser', 'build', 'to_transformers', 'from_transformers']
 
-# %% ../nbs/13_model.ipynb #9b07e05b
+# %% ../nbs/13_model.ipynb #da7b926b
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
 from transformers import Wav2Vec2ForSequenceClassification
 from .config import AUGMENTATIONS, LABELS, Experiment
-from .encoder import Encoder, load_backbone, masked_mean
+from .encoder import Encoder, load_backbone
 
-# %% ../nbs/13_model.ipynb #292218e4
+# %% ../nbs/13_model.ipynb #deec799b
 @dataclass
 class Outputs:
     "What the heads say of a batch of `rows` waveforms; views of a batch are rows like any others."
@@ -22,7 +22,7 @@ class Outputs:
     augmentation: Tensor # (rows, 7) logits: original, then AUGMENTATIONS
     projection: Tensor   # (rows, projection) for the contrastive loss, not normalised
 
-# %% ../nbs/13_model.ipynb #ec759cf0
+# %% ../nbs/13_model.ipynb #dd4001dc
 class Recogniser(nn.Module):
     "Shared encoder, pooled embedding, and a head for each task."
     def __init__(self,
@@ -39,26 +39,25 @@ class Recogniser(nn.Module):
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
 
     def forward(self,
-                waveforms: Tensor, # (rows, samples) float32, zero beyond each row's length
+                waveforms: Tensor, # (samples of all,) float32, utterance after utterance
                 lengths: Tensor,   # (rows,) int64 on the CPU, samples
                ) -> Outputs:
         "All heads for a batch of waveforms."
-        embedding = masked_mean(*self.encode(waveforms, lengths))
+        return self.heads(self.encoder(waveforms, lengths))
+
+    def heads(self, encoded: Tensor) -> Outputs: # (rows, hidden) what the encoder made of each waveform
+        "All heads for a batch of encoded utterances."
+        embedding = self.projector(encoded)
         return Outputs(embedding, self.classifier(embedding), self.augmentation(embedding), self.projection(embedding))
 
-    def encode(self, waveforms, lengths) -> tuple[Tensor, Tensor]: # (rows, frames, width), (rows,) frames
-        "Projected frames and how many are real."
-        hidden, frames = self.encoder(waveforms, lengths)
-        return self.projector(hidden), frames
-
-# %% ../nbs/13_model.ipynb #111b441e
+# %% ../nbs/13_model.ipynb #a9141b4b
 def build(e: Experiment) -> Recogniser:
     "The model of an experiment; its new weights are drawn from the experiment's seed."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(e.seed)
-        return Recogniser(Encoder(load_backbone(e.encoder), e.freeze_front_end), e.projection)
+        return Recogniser(Encoder(load_backbone(e.encoder), e.freeze_front_end, e.freeze_encoder), e.projection)
 
-# %% ../nbs/13_model.ipynb #151654f8
+# %% ../nbs/13_model.ipynb #77e38f0f
 def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
     "The emotion path as transformers' own classifier, which needs no code of ours."
     config = type(model.encoder.backbone.config).from_dict(model.encoder.backbone.config.to_dict())
@@ -70,7 +69,7 @@ def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
     stock.layer_weights.data.copy_(model.encoder.layer_weights.data)
     return stock.eval()
 
-# %% ../nbs/13_model.ipynb #71508a7f
+# %% ../nbs/13_model.ipynb #434624ed
 def from_transformers(stock: Wav2Vec2ForSequenceClassification) -> Recogniser:
     "A recogniser whose emotion path is that of `stock`, which `to_transformers` made."
     model = Recogniser(Encoder(stock.wav2vec2))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 
-from cdser.augment import AUGMENT, phase_vocoder, random_view, resample
+from cdser.augment import AUGMENT, chunks, phase_vocoder, random_view, resample
 from cdser.config import AUGMENTATIONS, SAMPLE_RATE
 
 NAMES = pytest.mark.parametrize('name', AUGMENTATIONS)
@@ -225,17 +225,20 @@ def test_masking_silences_the_drawn_share_within_the_real_length():
         assert (row[:n][~silent] == 1).all()
 
 
+def pack(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cat([row[:n] for row, n in zip(x, lengths)])
+
+
 def test_kinds_match_what_was_applied():
     x, lengths = voices(*[8000, 6000, 1600] * 20)
-    view = random_view(x, lengths, AUGMENTATIONS, seeded())
+    view = random_view(pack(x, lengths), lengths, AUGMENTATIONS, seeded())
     assert view.kinds.dtype == torch.int64 and set(view.kinds.tolist()) == {1, 2, 3, 4, 5, 6}
     for k, name in enumerate(AUGMENTATIONS, 1):
         for key, values in view.drawn.items():
             if key.startswith(name + '.'): assert torch.equal(~values.isnan(), view.kinds == k)
     changed_length = view.lengths != lengths
     assert torch.equal(changed_length, view.kinds == 1 + AUGMENTATIONS.index('speed'))
-    assert view.waveforms.shape == (60, view.lengths.max())
-    assert all(row[n:].abs().sum() == 0 for row, n in zip(view.waveforms, view.lengths))
+    assert view.waveforms.shape == (view.lengths.sum(),) and view.lengths.dtype == torch.int64
 
 
 @NAMES
@@ -244,18 +247,53 @@ def test_a_view_of_one_name_is_that_augmentation(name):
     generator = seeded()
     torch.randint(1, (2,), generator=generator) # the choice among one
     expected = AUGMENT[name](x, lengths, generator)
-    view = random_view(x, lengths, (name,), seeded())
-    assert torch.equal(view.waveforms, expected.waveforms) and torch.equal(view.lengths, expected.lengths)
+    view = random_view(pack(x, lengths), lengths, (name,), seeded(), slack=1.)
+    assert torch.equal(view.waveforms, pack(expected.waveforms, view.lengths)) and torch.equal(view.lengths, expected.lengths)
     assert view.kinds.tolist() == [1 + AUGMENTATIONS.index(name)] * 2
 
 
+@NAMES
+def test_how_rows_are_chunked_changes_nothing(name):
+    x, lengths = voices(*torch.randint(800, 20_000, (20,), generator=seeded()).tolist(), 20_000, 1)
+    views = [random_view(pack(x, lengths), lengths, (name,), seeded(3), slack) for slack in (0., .05, .3, 1.)]
+    for other in views[1:]:
+        assert torch.equal(other.lengths, views[0].lengths) and torch.equal(other.kinds, views[0].kinds)
+        assert torch.allclose(other.waveforms, views[0].waveforms, atol=1e-5)
+        assert all(torch.equal(other.drawn[key], views[0].drawn[key]) for key in views[0].drawn)
+
+
+@pytest.mark.parametrize('slack', [0., .05, .3, 1.])
+def test_chunks_hold_every_row_once_and_little_padding(slack):
+    lengths = torch.randint(1, 240_000, (200,), generator=seeded()).tolist() + [16_000] * 20
+    found = chunks(lengths, slack)
+    assert sorted(sum(found, [])) == list(range(220))
+    for chunk in found:
+        sizes = [lengths[i] for i in chunk]
+        assert sum(sizes) >= (1 - slack) * max(sizes) * len(sizes)
+    if slack == 1: assert len(found) == 1
+
+
 def test_a_view_puts_rows_back_in_place_and_leaves_its_input_alone():
-    x, lengths = voices(8000, 8000, 8000, 8000)
+    x, lengths = voices(8000, 7000, 9000, 8000)
     x = x * torch.tensor([1., 2, 4, 8])[:, None]
-    before = x.clone()
-    view = random_view(x, lengths, ('filtering', 'reverberation', 'pitch'), seeded(1)) # those that keep the level
-    assert torch.equal(x, before) and not view.waveforms.requires_grad
-    assert torch.allclose(view.waveforms.square().sum(1), x.square().sum(1), rtol=1e-3)
+    packed = pack(x, lengths)
+    before = packed.clone()
+    view = random_view(packed, lengths, ('filtering', 'reverberation', 'pitch'), seeded(1)) # those that keep the level
+    assert torch.equal(packed, before) and not view.waveforms.requires_grad
+    power = torch.stack([row.square().sum() for row in view.waveforms.split(lengths.tolist())])
+    assert torch.allclose(power, x.square().sum(1), rtol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_a_view_on_a_gpu_does_not_wait():
+    x, lengths = voices(20_000, 9000, 15_000, 3000, 8000, 12_000)
+    packed = pack(x, lengths).cuda()
+    random_view(packed, lengths, AUGMENTATIONS, seeded()) # warm up: Fourier plans
+    torch.cuda.set_sync_debug_mode('error')
+    try: there = random_view(packed, lengths, AUGMENTATIONS, seeded())
+    finally: torch.cuda.set_sync_debug_mode('default')
+    here = random_view(packed.cpu(), lengths, AUGMENTATIONS, seeded())
+    assert torch.equal(there.lengths, here.lengths) and torch.equal(there.kinds, here.kinds)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
