@@ -16,10 +16,15 @@ test: .venv/ready ## the chapters, the library against its notebooks, and behavi
 lab: .venv/ready ## the book in JupyterLab
 	$(RUN)/jupyter lab nbs
 
-bench: .venv/ready ## side-by-side measurements, into benchmarks/results
-	$(RUN)/python benchmarks/throughput.py
-	$(RUN)/python benchmarks/corpus.py
-	$(RUN)/python benchmarks/data_path.py
+BENCHMARKS := training prediction augmentation data_path startup compiled limit throughput corpus duplicates demo
+
+bench: .venv/bench ## side-by-side measurements, into benchmarks/results, and their table; about an hour on two cores
+	for name in $(BENCHMARKS); do $(RUN)/python benchmarks/$$name.py || exit 1; done
+	$(RUN)/python benchmarks/report.py
+
+.venv/bench: .venv/ready
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	touch .venv/bench
 
 .venv/ready: settings.ini constraints.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

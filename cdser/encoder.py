@@ -6,8 +6,9 @@
 __all__ = ['NANO', 'normalise', 'frame_lengths', 'load_backbone', 'in_patches', 'patch_front_end', 'strip_front_end',
            'front_end_frames', 'Take', 'Places', 'Layout', 'end_to_end_attention', 'Encoder']
 
-# %% ../nbs/11_encoder.ipynb #b0f04c41
+# %% ../nbs/11_encoder.ipynb #8817a6a2
 import math
+from functools import reduce
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -16,13 +17,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from .config import BadInput
 
-# %% ../nbs/11_encoder.ipynb #728fcd9a
+# %% ../nbs/11_encoder.ipynb #8e8b8f38
 def normalise(waveform: Tensor, # (samples,) float32, one utterance
              ) -> Tensor:       # (samples,) of zero mean and unit variance
     "What `Wav2Vec2FeatureExtractor(do_normalize=True)` does."
     return F.layer_norm(waveform, waveform.shape, eps=1e-7)
 
-# %% ../nbs/11_encoder.ipynb #42bc402f
+# %% ../nbs/11_encoder.ipynb #e31a9032
 def frame_lengths(config: Wav2Vec2Config,
                   lengths: Tensor, # (batch,) int64, samples
                  ) -> Tensor:      # (batch,) int64, frames
@@ -30,14 +31,14 @@ def frame_lengths(config: Wav2Vec2Config,
     for kernel, stride in zip(config.conv_kernel, config.conv_stride): lengths = (lengths - kernel) // stride + 1
     return lengths
 
-# %% ../nbs/11_encoder.ipynb #2ecb5647
+# %% ../nbs/11_encoder.ipynb #bab4479e
 NANO = dict(conv_dim=(32, 64, 128, 128), conv_kernel=(16, 5, 4, 4), conv_stride=(16, 5, 4, 4), num_feat_extract_layers=4,
             conv_bias=True, feat_extract_norm='layer', do_stable_layer_norm=True,
             hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
             num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=8, classifier_proj_size=128,
             hidden_dropout=0., attention_dropout=0., activation_dropout=0., feat_proj_dropout=0., final_dropout=0.)
 
-# %% ../nbs/11_encoder.ipynb #657fb0b7
+# %% ../nbs/11_encoder.ipynb #dd71d8e4
 def load_backbone(name: str,      # 'nano', a folder that transformers saved, or a hub id
                  ) -> Wav2Vec2Model:
     "A Wav2Vec2: 'nano' from scratch, anything else pre-trained. Raises `BadInput` where nothing can be loaded."
@@ -48,7 +49,7 @@ def load_backbone(name: str,      # 'nano', a folder that transformers saved, or
         where = 'a folder without a model' if Path(name).is_dir() else 'neither a folder nor a model that the hub gave'
         raise BadInput(f"encoder: {name!r} is {where}; use 'nano', a folder written by save_pretrained, or a hub id ({err})") from err
 
-# %% ../nbs/11_encoder.ipynb #9f718a86
+# %% ../nbs/11_encoder.ipynb #856b0995
 def in_patches(config: Wav2Vec2Config) -> bool:
     "Whether every convolution cuts its input into patches, each frame normalised by itself."
     return config.feat_extract_norm == 'layer' and tuple(config.conv_kernel) == tuple(config.conv_stride)
@@ -64,7 +65,7 @@ def patch_front_end(front_end: nn.Module, # a Wav2Vec2FeatureEncoder for which `
         hidden = layer.activation(layer.layer_norm(F.linear(hidden.view(-1, weight.shape[1]), weight, layer.conv.bias)))
     return hidden
 
-# %% ../nbs/11_encoder.ipynb #52df6b30
+# %% ../nbs/11_encoder.ipynb #36af48cc
 def strip_front_end(front_end: nn.Module, config: Wav2Vec2Config, rows: list[Tensor]) -> Tensor: # (frames of all, channels)
     "The stock convolutional front end over all utterances at once."
     stride, first = math.prod(config.conv_stride), config.conv_stride[0]
@@ -82,15 +83,15 @@ def strip_front_end(front_end: nn.Module, config: Wav2Vec2Config, rows: list[Ten
             hidden = layer.activation(torch.cat([*normed, rest], 2))
     return torch.cat([part[0, :, :n] for part, n in zip(split(hidden, 1), frames)], 1).T
 
-# %% ../nbs/11_encoder.ipynb #9132c6f5
+# %% ../nbs/11_encoder.ipynb #bc59e47f
 def front_end_frames(backbone: Wav2Vec2Model, rows: list[Tensor]) -> Tensor: # (frames of all, channels)
     "The convolutional front end's output for utterances, end to end."
     front_end, config = backbone.feature_extractor, backbone.config
     if in_patches(config): return patch_front_end(front_end, rows)
     if rows[0].device.type != 'cpu': return strip_front_end(front_end, config, rows)
-    return torch.cat([front_end(row[None])[0].T for row in rows])
+    return torch.cat([reduce(lambda hidden, layer: layer(hidden), front_end.conv_layers, row[None, None])[0].T for row in rows])
 
-# %% ../nbs/11_encoder.ipynb #687a060c
+# %% ../nbs/11_encoder.ipynb #f2dd197e
 class Take(torch.autograd.Function):
     "Rows of a tensor, each taken once."
     @staticmethod
@@ -113,7 +114,7 @@ class Places:
     def take(self, x: Tensor) -> Tensor: # and back
         return Take.apply(x, self.at)
 
-# %% ../nbs/11_encoder.ipynb #a338c7ea
+# %% ../nbs/11_encoder.ipynb #25393b0e
 class Layout:
     "Where the frames of each utterance lie, for a transformer that gets them all end to end."
     def __init__(self,
@@ -140,7 +141,7 @@ class Layout:
         total = torch.zeros(len(self.frames), hidden.shape[1], device=hidden.device)
         return total.index_add(0, self.utterance, hidden.float()) / self.frames[:, None]
 
-# %% ../nbs/11_encoder.ipynb #8068fcf7
+# %% ../nbs/11_encoder.ipynb #4a693c3a
 def end_to_end_attention(module: nn.Module,
                          query: Tensor, key: Tensor, value: Tensor, # (1, heads, frames of all, width of a head)
                          attention_mask: Layout | Tensor | None,
@@ -165,7 +166,7 @@ def end_to_end_attention(module: nn.Module,
 AttentionInterface.register('end_to_end', end_to_end_attention)
 AttentionMaskInterface.register('end_to_end', sdpa_mask)
 
-# %% ../nbs/11_encoder.ipynb #327abfb6
+# %% ../nbs/11_encoder.ipynb #f91036f8
 class Encoder(nn.Module):
     "Wav2Vec2 with a softmax-weighted mix of its layers, averaged over time: waveforms in, a vector an utterance out."
     def __init__(self,

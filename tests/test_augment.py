@@ -247,7 +247,7 @@ def test_a_view_of_one_name_is_that_augmentation(name):
     generator = seeded()
     torch.randint(1, (2,), generator=generator) # the choice among one
     expected = AUGMENT[name](x, lengths, generator)
-    view = random_view(pack(x, lengths), lengths, (name,), seeded(), slack=1.)
+    view = random_view(pack(x, lengths), lengths, (name,), seeded(), limits=(1., math.inf))
     assert torch.equal(view.waveforms, pack(expected.waveforms, view.lengths)) and torch.equal(view.lengths, expected.lengths)
     assert view.kinds.tolist() == [1 + AUGMENTATIONS.index(name)] * 2
 
@@ -255,22 +255,24 @@ def test_a_view_of_one_name_is_that_augmentation(name):
 @NAMES
 def test_how_rows_are_chunked_changes_nothing(name):
     x, lengths = voices(*torch.randint(800, 20_000, (20,), generator=seeded()).tolist(), 20_000, 1)
-    views = [random_view(pack(x, lengths), lengths, (name,), seeded(3), slack) for slack in (0., .05, .3, 1.)]
+    limits = (0., 1), (.05, 30_000), (.3, math.inf), (1., math.inf)
+    views = [random_view(pack(x, lengths), lengths, (name,), seeded(3), limit) for limit in limits]
     for other in views[1:]:
         assert torch.equal(other.lengths, views[0].lengths) and torch.equal(other.kinds, views[0].kinds)
         assert torch.allclose(other.waveforms, views[0].waveforms, atol=1e-5)
         assert all(torch.equal(other.drawn[key], views[0].drawn[key]) for key in views[0].drawn)
 
 
-@pytest.mark.parametrize('slack', [0., .05, .3, 1.])
-def test_chunks_hold_every_row_once_and_little_padding(slack):
+@pytest.mark.parametrize('slack, most', [(0., 1), (.05, math.inf), (.05, 100_000), (.3, math.inf), (1., 500_000), (1., math.inf)])
+def test_chunks_hold_every_row_once_and_little_padding(slack, most):
     lengths = torch.randint(1, 240_000, (200,), generator=seeded()).tolist() + [16_000] * 20
-    found = chunks(lengths, slack)
+    found = chunks(lengths, slack, most)
     assert sorted(sum(found, [])) == list(range(220))
     for chunk in found:
         sizes = [lengths[i] for i in chunk]
         assert sum(sizes) >= (1 - slack) * max(sizes) * len(sizes)
-    if slack == 1: assert len(found) == 1
+        assert len(chunk) == 1 or sum(sizes) <= most
+    if slack == 1 and most == math.inf: assert len(found) == 1
 
 
 def test_a_view_puts_rows_back_in_place_and_leaves_its_input_alone():

@@ -1,0 +1,119 @@
+"""How long it takes until training begins, and what an epoch costs, as a corpus grows.
+
+python benchmarks/startup.py [--hours 1 10 100] [--epoch-hours 0.25 0.5 1] [--device cpu|cuda] [--threads 2]
+
+Corpora of so many hours with the durations of IEMOCAP, four emotions and fifty speakers, lie decoded in a store as a first
+start leaves them (benchmarks/corpus.py says what decoding costs). The stores are sparse files, as large as real ones and
+silent: speed does not depend on what is said. Each size runs in a process of its own. Counted from the start of the
+process: imports, then opening the store with a look at every file and reading the labels, then splits, model and the first
+training step (three views, batches of 16 seconds); and the process's peak memory. Then a whole epoch of the nano encoder,
+one view, over a few sizes: seconds for each hour of audio. Writes benchmarks/results/startup-<device>.json.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+
+from side_by_side import about, clock, peak, record
+
+BEGAN = time.perf_counter()
+
+
+def write_corpus(folder: Path, hours: float, max_seconds: float) -> None:
+    "Empty recordings, a manifest, and the store that decoding them would have left."
+    from cdser.audio import fingerprint
+    from cdser.config import LABELS, SAMPLE_RATE
+    from cdser.corpora import released
+    seconds = released('iemocap').duration_s.clip(upper=max_seconds)
+    lengths = np.array(list(islice(cycle((seconds * SAMPLE_RATE).astype(int)), int(hours * 3600 / seconds.mean()))))
+    corpus, store = folder / 'corpora' / 'large', folder / 'runs' / 'audio' / 'large'
+    for path in (corpus / 'audio', store): path.mkdir(parents=True)
+    names = [f'audio/{i}.wav' for i in range(len(lengths))]
+    for name in names: (corpus / name).touch()
+    (corpus / 'manifest.csv').write_text('path,label,speaker\n' + '\n'.join(f'{name},{LABELS[i % 4]},s{i % 50}' for i, name in enumerate(names)))
+    np.save(store / 'offsets.npy', np.cumsum([0, *lengths]))
+    with open(store / 'samples.int16', 'wb') as file: file.truncate(2 * int(lengths.sum()))
+    (store / 'store.json').write_text(json.dumps(dict(digest='silence', fingerprint=fingerprint([corpus / name for name in names], max_seconds))))
+
+
+def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> seconds; utterances; peak in GB
+    "From nothing to the first update of the weights, in this process."
+    import torch
+    from cdser.batches import turns
+    from cdser.config import Experiment
+    from cdser.model import build
+    from cdser.runs import make_parts, open_recordings
+    from cdser.train import make_optimiser, make_views, step
+    found, e = {}, Experiment('large', 'large')
+    found['imports'] = time.perf_counter() - BEGAN
+    start = time.perf_counter()
+    recordings = open_recordings('large', folder / 'corpora', folder / 'runs', e.max_seconds)
+    found['open the corpus'] = time.perf_counter() - start
+    start = time.perf_counter()
+    parts, model = make_parts(e, recordings, recordings), build(e).to(device).train()
+    which, at = next(turns(parts.training, e.batch_seconds, np.random.default_rng(0)))
+    views = make_views(parts.training[which].collate(at, device), e, torch.Generator().manual_seed(0))
+    step(model, make_optimiser(model, e), views, e)
+    found['splits, model, first step'] = clock(device) - start
+    return dict(found, utterances=len(recordings.store), peak_gb=peak())
+
+
+def epoch(folder: Path, device: str) -> dict[str, float]: # utterances, seconds, hours, peak in GB
+    "One epoch over the whole corpus, one view, in this process."
+    import torch
+    from cdser.batches import Utterances, turns
+    from cdser.config import METHODS, Experiment
+    from cdser.model import build
+    from cdser.runs import open_recordings
+    from cdser.train import deal, make_optimiser, step
+    e = Experiment('large', 'large', views=1, weights=METHODS['emotion_only'], batch_seconds=145.)
+    store = open_recordings('large', folder / 'corpora', folder / 'runs', e.max_seconds).store
+    corpus = [Utterances(store, np.arange(len(store)), np.arange(len(store)) % 4)]
+    model = build(e).to(device).train()
+    optimiser, rng = make_optimiser(model, e), np.random.default_rng(0)
+    steps = list(islice(turns(corpus, e.batch_seconds, rng), len(corpus[0].batches(e.batch_seconds, rng))))
+    start = clock(device)
+    for _, views in deal(corpus, steps, None, e, torch.Generator(), device): step(model, optimiser, views, e)
+    return dict(utterances=len(store), seconds=clock(device) - start, hours=store.lengths.sum() / 16_000 / 3600, peak_gb=peak())
+
+
+def alone(kind: str, hours: float, device: str, threads: int) -> dict:
+    "The same in a process of its own, on a corpus of so many hours."
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder), hours, 15.)
+        command = [sys.executable, __file__, '--device', device, '--threads', str(threads), '--alone', kind, folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode: raise RuntimeError(done.stderr[-2000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]), corpus_hours=hours)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--hours', type=float, nargs='*', default=[1, 10, 100])
+    parser.add_argument('--epoch-hours', type=float, nargs='*', default=[.25, .5, 1])
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--alone', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.alone:
+        import torch
+        torch.set_num_threads(args.threads)
+        kind, folder = args.alone
+        return print(json.dumps({'start': first_step, 'epoch': epoch}[kind](Path(folder), args.device)))
+    starts = [alone('start', hours, args.device, args.threads) for hours in args.hours]
+    epochs = [alone('epoch', hours, args.device, args.threads) for hours in args.epoch_hours]
+    record('startup', args.device, dict(about(args.device), threads=args.threads, starts=starts, epochs=epochs))
+    stages = [name for name in starts[0] if name not in ('utterances', 'peak_gb', 'corpus_hours')]
+    for s in starts:
+        print(f'{s["corpus_hours"]:6g} h, {s["utterances"]:6} utterances: first step after {sum(s[name] for name in stages):.1f} s ('
+              + ', '.join(f'{name} {s[name]:.1f}' for name in stages) + f'), {s["peak_gb"]:.2f} GB')
+    for e in epochs: print(f'{e["hours"]:6.2f} h: an epoch takes {e["seconds"]:.1f} s, {e["seconds"] / e["hours"]:.1f} s an hour of audio, {e["peak_gb"]:.2f} GB')
+
+
+if __name__ == '__main__': main()
