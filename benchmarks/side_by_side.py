@@ -87,8 +87,8 @@ def peak(device: str = 'cpu') -> float:
     if device == 'cuda':
         import torch
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    status = Path('/proc/self/status').read_text() # getrusage would count what the parent held when it forked
+    return int(next(line for line in status.splitlines() if line.startswith('VmHWM')).split()[1]) / 2**20
 
 
 def show(found: dict[str, list[float]], unit: str, compared: dict[str, dict[str, float]] = {}) -> None:

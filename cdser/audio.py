@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RATES', 'LONGEST', 'BLOCK', 'SHORTEST', 'SILENCE', 'LOUDEST', 'promised_more', 'read_blocks', 'read_audio',
            'unusable', 'resampling_filter', 'resample', 'load_audio', 'AudioStore', 'as_int16', 'decode', 'in_threads',
-           'build_store', 'fingerprint', 'open_store']
+           'decoded', 'build_store', 'fingerprint', 'open_store']
 
-# %% ../nbs/01_audio.ipynb #04ee0fad
+# %% ../nbs/01_audio.ipynb #5c4c79e7
 import hashlib, json, os, re, shutil, stat, tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from scipy.signal import firwin, resample_poly
 from tqdm.auto import tqdm
 from .config import SAMPLE_RATE, BadInput
 
-# %% ../nbs/01_audio.ipynb #5f6818d8
+# %% ../nbs/01_audio.ipynb #1e1dd907
 def promised_more(log: str, # what libsndfile notes while it opens a file
                  ) -> bool:
     "Whether a WAV header promises more data than the file holds."
     found = re.search(r'^data : (\d+) \(should be (\d+)\)', log, re.M)
     return bool(found) and int(found[2]) < int(found[1]) < 2**31 - 2**16 # beyond: a placeholder of unknown length
 
-# %% ../nbs/01_audio.ipynb #fcc47cd6
+# %% ../nbs/01_audio.ipynb #10540fa3
 RATES = (4_000, 192_000) # Hz, lowest and highest that are believed
 LONGEST = 3600           # seconds
 BLOCK = 2**22            # samples of all channels that are read at a time
@@ -37,7 +37,8 @@ def read_blocks(file: sf.SoundFile, frames: int) -> np.ndarray: # (samples,) flo
     blocks, step = [], max(BLOCK // file.channels, 1)
     while frames > 0:
         block = file.read(min(step, frames), dtype='float32', always_2d=True)
-        with np.errstate(over='ignore', invalid='ignore'): blocks.append(block.mean(1)) # what is not finite is refused later
+        with np.errstate(over='ignore', invalid='ignore'): # what is not finite is refused later
+            blocks.append(block.mean(1) if file.channels > 1 else block[:, 0])
         if len(block) < min(step, frames): break
         frames -= len(block)
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -64,7 +65,7 @@ def read_audio(path: Path,
     if len(samples) > LONGEST * rate: raise BadInput(f'{path}: lasts more than an hour; cut it into utterances')
     return samples, rate
 
-# %% ../nbs/01_audio.ipynb #fdef995c
+# %% ../nbs/01_audio.ipynb #d87fa266
 SHORTEST = .1  # seconds
 SILENCE = 1e-4 # of full scale; a 16-bit recording moves by three steps
 LOUDEST = 1e3  # of full scale; beyond, a floating-point recording is damaged
@@ -97,7 +98,7 @@ def load_audio(path: Path,
     if wrong := unusable(samples, rate): raise BadInput(f'{path}: {wrong[1]}')
     return resample(samples, rate)
 
-# %% ../nbs/01_audio.ipynb #3dd81a84
+# %% ../nbs/01_audio.ipynb #d088bed0
 class AudioStore:
     "Decoded recordings in one memory-mapped file."
     def __init__(self, folder: Path): # one that `build` wrote
@@ -117,10 +118,11 @@ class AudioStore:
     def __getitem__(self, i: int) -> np.ndarray: # (samples,) int16 at SAMPLE_RATE
         return self.samples[self.offsets[i]:self.offsets[i + 1]]
 
-# %% ../nbs/01_audio.ipynb #d3154eda
+# %% ../nbs/01_audio.ipynb #640224ee
 def as_int16(samples: np.ndarray) -> np.ndarray: # (samples,) int16
     "Full scale is 1; what lies beyond is clipped."
-    return np.clip(np.round(samples * 2**15), -2**15, 2**15 - 1).astype(np.int16)
+    scaled = samples * 2**15
+    return np.clip(np.round(scaled, out=scaled), -2**15, 2**15 - 1, out=scaled).astype(np.int16)
 
 def decode(path: Path, max_seconds: float | None) -> np.ndarray | BadInput: # (samples,) int16, or what is wrong
     "A recording as the store keeps it; an error is returned, so that others are found too."
@@ -136,17 +138,23 @@ def in_threads(function: Callable, items: list, desc: str, progress: bool = True
             if len(waiting) > 32: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
+def decoded(paths: list[Path], max_seconds: float | None, desc: str = 'decoding') -> Iterator[np.ndarray]: # (samples,) int16, in order
+    "Recordings as the store keeps them. Raises `BadInput` after the last, naming all that cannot be used."
+    bad = []
+    for found in in_threads(partial(decode, max_seconds=max_seconds), paths, desc):
+        if isinstance(found, BadInput): bad.append(str(found))
+        else: yield found
+    if bad: raise BadInput(f'{len(bad)} of {len(paths)} recordings cannot be used:\n  ' + '\n  '.join(bad[:10] + ['…'] * (len(bad) > 10)))
+
 def build_store(folder: Path, paths: list[Path], max_seconds: float | None, about: dict) -> AudioStore:
     "Decode recordings into a store at `folder`, in place of one that is there."
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, hashed, lengths, bad = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent)), hashlib.sha256(), [], []
+    draft, hashed, lengths = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent)), hashlib.sha256(), []
     try:
         with open(draft / 'samples.int16', 'wb') as file:
-            for found in in_threads(partial(decode, max_seconds=max_seconds), paths, f'decoding {folder.name}'):
-                if isinstance(found, BadInput): bad.append(str(found)); continue
+            for found in decoded(paths, max_seconds, f'decoding {folder.name}'):
                 file.write(found); hashed.update(found); lengths.append(len(found))
-        if bad: raise BadInput(f'{len(bad)} of {len(paths)} recordings cannot be used:\n  ' + '\n  '.join(bad[:10] + ['…'] * (len(bad) > 10)))
         hashed.update(np.array(lengths).tobytes())
         np.save(draft / 'offsets.npy', np.cumsum([0, *lengths]))
         (draft / 'store.json').write_text(json.dumps({**about, 'digest': hashed.hexdigest()[:12]}))
@@ -158,7 +166,7 @@ def build_store(folder: Path, paths: list[Path], max_seconds: float | None, abou
     finally: shutil.rmtree(draft, ignore_errors=True)
     return AudioStore(folder)
 
-# %% ../nbs/01_audio.ipynb #e6a0c6bb
+# %% ../nbs/01_audio.ipynb #d473e27c
 def fingerprint(paths: list[Path], max_seconds: float | None) -> str:
     "What the file system says of these recordings, hashed; a missing file counts as missing."
     def facts(path):

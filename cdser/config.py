@@ -8,23 +8,23 @@ __all__ = ['LABELS', 'HIDDEN', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PROPOS
            'content_hash', 'method_name', 'from_dict', 'main_experiments', 'ablation_experiments', 'spread', 'Profile',
            'parse_pairs']
 
-# %% ../nbs/00_config.ipynb #a224bbc7
+# %% ../nbs/00_config.ipynb #a7c8a19b
 import hashlib, json
 from dataclasses import dataclass, field, asdict, fields, replace
 
-# %% ../nbs/00_config.ipynb #b1388539
+# %% ../nbs/00_config.ipynb #4b0ba5da
 LABELS = ('ang', 'hap', 'neu', 'sad')
 HIDDEN = -1          # the class index of a label that may not be seen
 SAMPLE_RATE = 16_000 # Hz; what Wav2Vec2 is trained on
 
-# %% ../nbs/00_config.ipynb #2b67409d
+# %% ../nbs/00_config.ipynb #1d3ba409
 AUGMENTATIONS = ('noise', 'reverberation', 'pitch', 'speed', 'filtering', 'masking')
 
-# %% ../nbs/00_config.ipynb #459e3d44
+# %% ../nbs/00_config.ipynb #eab4b504
 class BadInput(ValueError):
     "Input that the user can mend: the message names the file, row or parameter, what was expected, and what to do."
 
-# %% ../nbs/00_config.ipynb #06534d54
+# %% ../nbs/00_config.ipynb #9b82e9d5
 def check_choice(name: str,  # the parameter, for the message
                  value,      # what was given
                  choices,    # what is possible
@@ -32,7 +32,7 @@ def check_choice(name: str,  # the parameter, for the message
     "Raise `BadInput` unless `value` is one of `choices`."
     if value not in choices: raise BadInput(f'{name}: {value!r} is not known; use one of {", ".join(map(str, choices))}')
 
-# %% ../nbs/00_config.ipynb #2a087952
+# %% ../nbs/00_config.ipynb #d3a6e107
 @dataclass(frozen=True)
 class Setup:
     "Which corpora are trained on, and whether the target's labels may be seen."
@@ -45,7 +45,7 @@ SETUPS = {'source_only':       Setup(source=True,  target=False, target_labels=F
           'labelled_target':   Setup(source=True,  target=True,  target_labels=True),
           'target_only':       Setup(source=False, target=True,  target_labels=True)}
 
-# %% ../nbs/00_config.ipynb #b3fcb192
+# %% ../nbs/00_config.ipynb #883c19f3
 PROPOSED = {'emotion': 1., 'augmentation': .1, 'contrastive': .5, 'information': .5}
 
 def without(*terms: str) -> dict: # the remaining weights
@@ -58,11 +58,11 @@ METHODS = {'proposed': PROPOSED,
            'no_information': without('information'),
            'emotion_only': {'emotion': 1.}}
 
-# %% ../nbs/00_config.ipynb #1582fd97
+# %% ../nbs/00_config.ipynb #8e50380a
 PROTOCOLS = ('k_fold', 'leave_one_session_out', 'leave_one_speaker_out', 'frozen')
 SESSIONS = ('iemocap', 'msp_improv') # the corpora that leave one session out by default
 
-# %% ../nbs/00_config.ipynb #ce2c61c8
+# %% ../nbs/00_config.ipynb #e2d74bd6
 @dataclass(frozen=True)
 class Experiment:
     "All that decides a run's outcome, but for the audio itself."
@@ -96,7 +96,7 @@ class Experiment:
     clip_norm: float = 1.             # largest norm of the gradient
     max_seconds: float = 15.          # longer utterances are cut when read
 
-# %% ../nbs/00_config.ipynb #ddcccb95
+# %% ../nbs/00_config.ipynb #eb150e23
 def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
     "Raise `BadInput` where a field of `e` cannot be meant."
     check_choice('setup', e.setup, SETUPS)
@@ -114,7 +114,7 @@ def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
     if e.views > 1 and not e.augmentations: raise BadInput('augmentations: further views need at least one')
     return e
 
-# %% ../nbs/00_config.ipynb #03025db5
+# %% ../nbs/00_config.ipynb #b59ab0c1
 def content_hash(value) -> str: # 12 hexadecimal digits
     "A hash of anything that JSON can write, independent of the order of keys."
     text = json.dumps(value, sort_keys=True, separators=(',', ':'))
@@ -129,7 +129,7 @@ def from_dict(d: dict) -> Experiment:
     "The experiment that `asdict` wrote, as JSON brings it back."
     return Experiment(**{**d, 'augmentations': tuple(d['augmentations'])})
 
-# %% ../nbs/00_config.ipynb #bc97ddc3
+# %% ../nbs/00_config.ipynb #6565caaa
 ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
         ('labelled_target', 'proposed'), ('target_only', 'emotion_only')) # (setup, method) of the main table
 ABLATIONS = ('no_augmentation', 'no_contrastive', 'no_information')
@@ -153,7 +153,7 @@ def spread(e: Experiment) -> Experiment:
     "The same on the fold that its seed is to test, so that as many seeds as folds test every target speaker once."
     return replace(e, fold=e.seed % e.folds)
 
-# %% ../nbs/00_config.ipynb #b3e2571d
+# %% ../nbs/00_config.ipynb #60b1352b
 @dataclass(frozen=True)
 class Profile:
     "Defaults of `90_reproduce` for one kind of machine and data."
@@ -163,13 +163,13 @@ class Profile:
     settings: dict   # fields of Experiment that differ from their defaults
 
 PROFILES = {
-    'demo': Profile('studio_a>studio_b,studio_b>studio_a', 5, 3, dict(epochs=4, batch_seconds=6.4, max_seconds=.8)),
+    'demo': Profile('studio_a>studio_b,studio_b>studio_a', 5, 3, dict(epochs=3, batch_seconds=6.4, max_seconds=.64)),
     'open': Profile('emodb>urdu,urdu>emodb', 3, 3, dict()),
     'paper': Profile('iemocap>msp_improv,msp_improv>iemocap', 0, 0,
                      dict(encoder='facebook/wav2vec2-base', freeze_front_end=True, encoder_lr=3e-5, head_lr=1e-3,
                           batch_seconds=160., patience=5))}
 
-# %% ../nbs/00_config.ipynb #1a9509b3
+# %% ../nbs/00_config.ipynb #f19fb8b6
 def parse_pairs(pairs: str) -> list[tuple[str, str]]: # (source, target)
     "Read 'a>b,b>a'. Raises `BadInput` where a pair is not two different names joined by '>'."
     found = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]
