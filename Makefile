@@ -2,12 +2,18 @@
 PYTHON ?= python3
 RUN := .venv/bin
 
-.PHONY: reproduce test lab bench clean
+.PHONY: reproduce evidence test lab bench clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: .venv/ready ## every table and figure on generated speech, into paper_figures/demo
 	mkdir -p paper_figures/demo
 	$(RUN)/papermill --log-output --no-progress-bar nbs/90_reproduce.ipynb paper_figures/demo/90_reproduce.ipynb
+
+EVIDENCE := 91_target_labels 92_loss_weights 93_corpora_matrix 94_rivals 95_claims
+
+evidence: reproduce ## labels, weights, pairs of corpora, rivals and the ledger of claims, on generated speech
+	for name in $(EVIDENCE); do \
+		$(RUN)/papermill --log-output --no-progress-bar nbs/$$name.ipynb paper_figures/demo/$$name.ipynb || exit 1; done
 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
 	$(RUN)/nbdev_test --path nbs --n_workers 1

@@ -17,4 +17,4 @@ setup(name=settings['lib_name'], version=settings['version'], description=settin
       package_data={'cdser.data_manifests': ['*.csv', 'splits/*.csv']},
       python_requires='>=' + settings['min_python'], install_requires=settings['requirements'].split(),
       extras_require={extra: settings[f'{name}_requirements'].split()
-                      for extra, name in (('notebooks', 'notebook'), ('datasets', 'datasets'), ('benchmarks', 'benchmarks'), ('dev', 'dev'))})
+                      for extra, name in (('notebooks', 'notebook'), ('datasets', 'datasets'), ('classic', 'classic'), ('benchmarks', 'benchmarks'), ('dev', 'dev'))})

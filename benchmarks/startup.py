@@ -67,17 +67,17 @@ def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> second
 def epoch(folder: Path, device: str) -> dict[str, float]: # utterances, seconds, hours, peak in GB
     "One epoch over the whole corpus, one view, in this process."
     import torch
-    from cdser.batches import Utterances, turns
+    from cdser.batches import Utterances
     from cdser.config import METHODS, Experiment
     from cdser.model import build
     from cdser.runs import open_recordings
-    from cdser.train import deal, make_optimiser, step
+    from cdser.train import deal, make_optimiser, schedule, step
     e = Experiment('large', 'large', views=1, weights=METHODS['emotion_only'], batch_seconds=145.)
     store = open_recordings('large', folder / 'corpora', folder / 'runs', e.max_seconds).store
     corpus = [Utterances(store, np.arange(len(store)), np.arange(len(store)) % 4)]
     model = build(e).to(device).train()
     optimiser, rng = make_optimiser(model, e), np.random.default_rng(0)
-    steps = list(islice(turns(corpus, e.batch_seconds, rng), len(corpus[0].batches(e.batch_seconds, rng))))
+    steps = list(islice(schedule(corpus, e, rng), len(corpus[0].batches(e.batch_seconds, rng))))
     start = clock(device)
     for _, views in deal(corpus, steps, None, e, torch.Generator(), device): step(model, optimiser, views, e)
     return dict(utterances=len(store), seconds=clock(device) - start, hours=store.lengths.sum() / 16_000 / 3600, peak_gb=peak())

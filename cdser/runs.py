@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'Recordings', 'open_recordings', 'Parts', 'split_target', 'make_parts', 'Run', 'RunStore', 'run_id', 'tell',
-           'measure', 'machine', 'best_device', 'fit', 'grid', 'records', 'InMemory', 'recognise']
+           'measure', 'machine', 'warm_up', 'best_device', 'fit', 'grid', 'records', 'gather', 'InMemory', 'recognise']
 
 # %% ../nbs/30_runs.ipynb #df015f2d
 import json, platform, shutil, tempfile
@@ -17,17 +17,18 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
-from transformers import Wav2Vec2ForSequenceClassification
+from transformers import Wav2Vec2ForSequenceClassification, Wav2Vec2Model
 from transformers.utils.logging import disable_progress_bar
 from .audio import AudioStore, decoded, open_store
-from .batches import Utterances, steps_in_pass, visible_labels
-from .config import LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, check_experiment, content_hash, from_dict, method_name
+from .batches import SOURCE, TARGET, Utterances, few_labels, steps_in_pass, visible_labels
+from .config import LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, check_experiment, content_hash, describe, from_dict
 from .corpora import Corpus, load_corpus
 from .encoder import load_backbone
 from .evaluate import recalls, uar, war
 from .model import Recogniser, build, from_transformers, to_transformers
 from .splits import Split, check_split, freeze, read_split, source_split, split_hash, target_split
 from .train import predict, train
+from .warm_start import warm_start
 
 # %% ../nbs/30_runs.ipynb #c1398f39
 disable_progress_bar() # transformers shows one for every model it reads or writes, and a grid does that often
@@ -66,7 +67,7 @@ class Parts:
     training: list[Utterances] # source and target, or either alone; labels hidden where the setup says so
     valid: Utterances
     test: Utterances
-    steps: int                 # in an epoch, on each corpus: a pass over the larger of the pair, in every setup
+    steps: int                 # in an epoch, on each corpus: a pass over the larger of the pair or `epoch_steps`, in every setup
     validated_on: Corpus       # the corpus that `valid` is of
     tested_on: Corpus
 
@@ -85,12 +86,14 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     t = split_target(e, target)
     for recordings, split in ((source, s), (target, t)): check_split(recordings.corpus.table, split)
     if not len(t.test): raise BadInput(f'split: there are no utterances of {e.target} to test on in fold {e.fold}')
-    def part(recordings, rows, visible=True):
-        return Utterances(recordings.store, rows, visible_labels(recordings.corpus.labels[rows], visible))
-    both = [part(source, s.train), part(target, t.train, setup.target_labels)]
+    def part(recordings, rows, domain, show=lambda labels: labels):
+        return Utterances(recordings.store, rows, show(recordings.corpus.labels[rows]), domain)
+    def show(labels): return few_labels(labels, e.shots, e.seed) if setup.shots else visible_labels(labels, setup.target_labels)
+    both = [part(source, s.train, SOURCE), part(target, t.train, TARGET, show)]
     training = [corpus for corpus, used in zip(both, (setup.source, setup.target)) if used]
-    judge, rows = (target, t.valid) if setup.target_labels else (source, s.valid)
-    return Parts(training, part(judge, rows), part(target, t.test), steps_in_pass(both, e.batch_seconds), judge.corpus, target.corpus)
+    judge, rows, domain = (target, t.valid, TARGET) if setup.target_labels else (source, s.valid, SOURCE)
+    steps = steps_in_pass(both, e.batch_seconds)
+    return Parts(training, part(judge, rows, domain), part(target, t.test, TARGET), min(steps, e.epoch_steps or steps), judge.corpus, target.corpus)
 
 # %% ../nbs/30_runs.ipynb #4447a168
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
     tables, embeddings = [], []
     words = np.array(LABELS)
     for part, corpus, utterances in (('valid', parts.validated_on, parts.valid), ('test', parts.tested_on, parts.test)):
-        p, z = predict(model, utterances.store, utterances.rows, device=device)
+        p, z = predict(model, utterances.store, utterances.rows, device=device, domain=utterances.domain)
         facts = corpus.table.loc[utterances.rows, ['path', 'speaker']].reset_index(drop=True)
         facts = facts.assign(part=part, corpus=corpus.name, label=words[utterances.labels], prediction=words[p.argmax(1)])
         tables.append(facts.join(pd.DataFrame(p.round(6), columns=[f'p_{word}' for word in LABELS])))
@@ -172,6 +175,23 @@ def machine(device: str) -> dict:
     "What the run was computed with; kept beside it, no part of its id."
     name = torch.cuda.get_device_name() if device == 'cuda' else platform.machine()
     return dict(device=device, name=name, cores=cpu_count(), torch=torch.__version__, python=platform.python_version())
+
+# %% ../nbs/30_runs.ipynb #0b43a029
+def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, device: str) -> None:
+    "Give `model` the encoder that a self-supervised warm start makes of the training recordings, from the store where it is there."
+    heard = [(corpus.store, corpus.rows) for corpus in parts.training]
+    decided = dict(encoder=e.encoder, epochs=e.warm_start, objective=e.objective, seed=e.seed, max_seconds=e.max_seconds,
+                   frozen=[e.freeze_front_end, e.freeze_encoder], audio=[[store.digest, rows.tolist()] for store, rows in heard])
+    store, id = RunStore(Path(runs_dir) / 'encoders'), content_hash(decided)
+    if id not in store:
+        backbone = build(e).encoder.backbone.to(device)
+        history = warm_start(backbone, heard, e.objective, epochs=e.warm_start, seed=e.seed, device=device, progress=False)
+        def write(draft: Path):
+            (draft / 'config.json').write_text(json.dumps(decided, indent=1))
+            history.to_csv(draft / 'history.csv', index=False)
+            backbone.cpu().save_pretrained(draft / 'model')
+        store.add(id, write)
+    model.encoder.backbone.load_state_dict(Wav2Vec2Model.from_pretrained(store[id].folder / 'model').state_dict())
 
 # %% ../nbs/30_runs.ipynb #bbfc0799
 def best_device(device: str = 'auto') -> str:
@@ -196,6 +216,7 @@ def fit(e: Experiment,
     if id in store: return store[id]
     if device == 'cpu': torch.set_num_threads(1)
     parts, model = make_parts(e, source, target), build(e)
+    if e.warm_start: warm_up(model, e, parts, runs_dir, device)
     history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, parts.steps, device, progress)
     predictions, embeddings = tell(parts, model, device)
     def write(draft: Path):
@@ -242,9 +263,19 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     def row(run):
         e, m = run.experiment, run.metrics
         kept = {name: m[name] for name in ('validated_on', 'uar', 'war', 'best_epoch', 'train_seconds', 'throughput')}
-        return dict(id=run.id, source=e.source, target=e.target, setup=e.setup, method=method_name(e.weights),
+        return dict(id=run.id, source=e.source, target=e.target, setup=e.setup, shots=e.shots if SETUPS[e.setup].shots else 0, method=describe(e),
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
+
+# %% ../nbs/30_runs.ipynb #40fb106e
+def gather(runs: list[Run]) -> pd.DataFrame: # one row for each run and tested utterance
+    "What all runs say of the tested speakers, with the experiments' coordinates."
+    coordinates = ['id', 'source', 'target', 'setup', 'shots', 'method', 'seed', 'fold', 'validated_on']
+    columns = ['speaker', 'path', 'label', 'prediction', *(f'p_{word}' for word in LABELS)]
+    def rows(run, record):
+        said = run.predictions[run.predictions.part == 'test'][columns].reset_index(drop=True)
+        return said.assign(**record)[coordinates + columns]
+    return pd.concat([rows(run, record) for run, record in zip(runs, records(runs)[coordinates].to_dict('records'))], ignore_index=True)
 
 # %% ../nbs/30_runs.ipynb #5d5b944e
 CHUNK = 1600 # seconds of audio that are decoded before they are recognised

@@ -1,5 +1,7 @@
 "What must hold of a training whatever its numbers: hidden labels stay hidden, and the same seed gives the same bits."
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,11 +9,13 @@ import torch
 
 import cdser.train
 from cdser.batches import Utterances, fill_batches
-from cdser.config import AUGMENTATIONS, METHODS, SAMPLE_RATE, SETUPS, Experiment
+from cdser.config import (AUGMENTATIONS, COMPARING, HIDDEN, METHODS, SAMPLE_RATE, SELECTIONS, SETUPS, BadInput, Experiment,
+                          check_experiment)
 from cdser.evaluate import war
 from cdser.model import build
-from cdser.runs import Recordings, fit, make_parts, open_recordings, run_id
-from cdser.train import Views, augment_batches, deal, make_views, step, train
+from cdser.runs import Recordings, fit, make_parts, open_recordings, run_id, warm_up
+from cdser.selection import CRITERIA
+from cdser.train import Progress, Views, augment_batches, deal, hear, make_views, schedule, step, train
 
 TINY = Experiment('studio_a', 'studio_b', epochs=2, batch_seconds=12.)
 
@@ -22,10 +26,11 @@ def recordings(studios, tmp_path_factory):
     return [open_recordings(name, studios, runs_dir, TINY.max_seconds) for name in ('studio_a', 'studio_b')]
 
 
-def trained(e: Experiment, source: Recordings, target: Recordings):
-    "The weights and the history of a training on one thread."
+def trained(e: Experiment, source: Recordings, target: Recordings, runs_dir: Path | None = None):
+    "The weights and the history of a training on one thread; a warm start is kept in `runs_dir`."
     torch.set_num_threads(1)
     parts, model = make_parts(e, source, target), build(e)
+    if e.warm_start: warm_up(model, e, parts, runs_dir, 'cpu')
     history, best = train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     return model.state_dict(), history, best, parts
 
@@ -34,30 +39,101 @@ def same(a: dict, b: dict) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def shuffled(recordings: Recordings) -> Recordings:
-    "The same corpus with each speaker's labels dealt out anew among that speaker's utterances, so that splits stay as they are."
+def shuffled(recordings: Recordings, fixed=()) -> Recordings:
+    "The same corpus with each speaker's labels dealt out anew among that speaker's utterances, so that splits stay as they are; `fixed` rows keep theirs."
     table, rng = recordings.corpus.table, np.random.default_rng(0)
-    dealt = table.groupby('speaker').label.transform(lambda labels: rng.permutation(labels.to_numpy()))
-    assert (dealt != table.label).mean() > .5
+    free = table[~table.index.isin(fixed)]
+    dealt = table.label.copy()
+    dealt[free.index] = free.groupby('speaker').label.transform(lambda labels: rng.permutation(labels.to_numpy()))
+    assert (dealt != table.label).mean() > .3
     return Recordings(replace(recordings.corpus, table=table.assign(label=dealt)), recordings.store)
 
 
-@pytest.mark.parametrize('setup', [name for name, s in SETUPS.items() if not s.target_labels])
-@pytest.mark.parametrize('method', METHODS)
-def test_shuffling_hidden_target_labels_leaves_the_weights_bit_identical(recordings, setup, method):
+def drawn_up_to_the_last_shot(e: Experiment, source: Recordings, target: Recordings) -> np.ndarray:
+    "The rows that somebody had to look at to find the shots; whatever the others are labelled, the same ones are shown."
+    if not SETUPS[e.setup].shots: return np.array([], dtype=np.int64)
+    corpus = make_parts(e, source, target).training[1]
+    order = np.random.default_rng([e.seed, 1]).permutation(len(corpus.rows))
+    last = max(np.flatnonzero(corpus.labels[order] != HIDDEN))
+    return corpus.rows[order[:last + 1]]
+
+
+WAYS = {**{method: dict(weights=weights) for method, weights in METHODS.items()}, 'standardised': dict(standardise=True),
+        'tapt': dict(warm_start=1), 'ptapt': dict(warm_start=3, objective='ptapt'),
+        **{f'by {name}': dict(selection=name) for name in SELECTIONS if name != 'valid_war'}}
+HIDING = [(setup, way) for setup, s in SETUPS.items() if not s.target_labels for way, fields in WAYS.items()
+          if s.target or not (set(fields.get('weights', ())) & set(COMPARING) or 'selection' in fields)]
+
+
+@pytest.mark.parametrize('setup, way', HIDING)
+def test_shuffling_hidden_target_labels_leaves_the_weights_bit_identical(recordings, setup, way, tmp_path):
+    "In every setup that hides labels, of every method, and of all that goes beyond the paper."
     source, target = recordings
-    e = replace(TINY, setup=setup, weights=METHODS[method], epochs=1)
-    weights, _, best, parts = trained(e, source, target)
-    again, _, best_again, dealt = trained(e, source, shuffled(target))
+    e = check_experiment(replace(TINY, setup=setup, shots=1, epoch_steps=2, epochs=2 if 'selection' in WAYS[way] or 'prior' in way else 1, **WAYS[way]))
+    weights, history, best, parts = trained(e, source, target, tmp_path / 'a')
+    again, repeated, best_again, dealt = trained(e, source, shuffled(target, drawn_up_to_the_last_shot(e, source, target)), tmp_path / 'b')
     assert same(weights, again) and best == best_again
+    assert history.drop(columns=['seconds', 'test_uar']).equals(repeated.drop(columns=['seconds', 'test_uar']))
     assert np.array_equal(parts.test.rows, dealt.test.rows) and (parts.test.labels != dealt.test.labels).any() # they did change
+    if len(parts.training) > 1: # and so did hidden labels of the training speakers
+        assert (target.corpus.labels[parts.training[1].rows] != shuffled(target).corpus.labels[parts.training[1].rows]).any()
 
 
-@pytest.mark.parametrize('setup', [name for name, s in SETUPS.items() if s.target_labels])
+@pytest.mark.parametrize('setup', [name for name, s in SETUPS.items() if s.target_labels or s.shots])
 def test_visible_target_labels_do_change_the_weights(recordings, setup):
     source, target = recordings
     e = replace(TINY, setup=setup, epochs=1)
     assert not same(trained(e, source, target)[0], trained(e, source, shuffled(target))[0])
+
+
+@pytest.mark.parametrize('shots', [1, 3, 1000])
+def test_a_few_shots_are_so_many_labels_of_each_emotion_and_the_same_for_every_method(recordings, shots):
+    e = replace(TINY, setup='few_shot', shots=shots)
+    shown = make_parts(e, *recordings).training[1].labels
+    known = recordings[1].corpus.labels[make_parts(e, *recordings).training[1].rows]
+    assert all((shown == c).sum() == min(shots, (known == c).sum()) for c in range(4)) and (known[shown >= 0] == shown[shown >= 0]).all()
+    assert np.array_equal(shown, make_parts(replace(e, weights=METHODS['dann']), *recordings).training[1].labels)
+
+
+@pytest.mark.parametrize('method', COMPARING)
+def test_a_term_that_compares_corpora_gets_half_a_batch_of_each_and_as_many_steps(recordings, method):
+    parts = make_parts(replace(TINY, weights=METHODS[method]), *recordings)
+    seconds = {}
+    for name in (method, 'emotion_only'):
+        e = replace(TINY, weights=METHODS[name])
+        dealt = list(islice(schedule(parts.training, e, np.random.default_rng(0)), 2 * parts.steps))
+        views = [views for _, views in deal(parts.training, dealt, None, replace(e, views=1), torch.Generator(), 'cpu')]
+        seconds[name] = [v.lengths.sum().item() / SAMPLE_RATE for v in views]
+        both = [set(v.domains.tolist()) == {0, 1} for v in views]
+        assert all(both) if name == method else not any(both)
+        assert all((v.labels[v.domains == 1] == HIDDEN).all() and (v.labels[v.domains == 0] >= 0).all() for v in views)
+    assert len(seconds[method]) == len(seconds['emotion_only'])
+    assert abs(np.mean(seconds[method]) / np.mean(seconds['emotion_only']) - 1) < .15
+
+
+@pytest.mark.parametrize('field, wrong', [('weights', {'emotion': 1., 'coral': 1.}), ('selection', 'snd')])
+@pytest.mark.parametrize('setup', ['source_only', 'target_only'])
+def test_what_needs_both_corpora_is_refused_where_one_is_trained_on(setup, field, wrong):
+    with pytest.raises(BadInput, match=field): check_experiment(replace(TINY, setup=setup, **{field: wrong}))
+
+
+@pytest.mark.parametrize('selection', SELECTIONS)
+def test_the_epoch_is_kept_that_the_criterion_likes_best(recordings, selection):
+    _, history, best, _ = trained(replace(TINY, epochs=4, selection=selection), *recordings)
+    score = history[selection] * CRITERIA[selection]
+    assert history[list(SELECTIONS)].notna().all(axis=None) and best == score[::-1].idxmax()
+
+
+def test_the_target_is_standardised_by_its_own_training_recordings(recordings):
+    source, target = recordings
+    e, parts = replace(TINY, standardise=True, epochs=1), make_parts(TINY, source, target)
+    model = build(e)
+    train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
+    for corpus in parts.training:
+        encoded = model.encoder.mix(hear(model, corpus.store, corpus.rows)).detach()
+        scaled = model.eval().standardisation(encoded, torch.full((len(encoded),), corpus.domain))
+        assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0, correction=0) - 1).abs().max() < .02
+    assert not torch.allclose(model.standardisation.mean[0], model.standardisation.mean[1])
 
 
 @pytest.mark.parametrize('setup', SETUPS)
@@ -117,9 +193,10 @@ def test_a_step_never_waits_for_the_device(recordings, method):
     "On `meta`, where tensors have no values, whatever asks for one fails."
     source, e = recordings[0], replace(TINY, weights=METHODS[method])
     views = make_views(Utterances(source.store, np.arange(8), source.corpus.labels[:8]).collate(np.arange(8)), e, torch.Generator())
-    ghost = Views(views.waveforms.to('meta'), views.lengths, views.kinds.to('meta'), views.labels.to('meta'))
+    ghost = Views(views.waveforms.to('meta'), views.lengths, views.kinds.to('meta'), views.labels.to('meta'), views.domains.to('meta'))
     model = build(e).to('meta')
-    losses = step(model, torch.optim.AdamW(model.parameters()), ghost, e)
+    known = Progress(priors=torch.full((2, 4), .25, device='meta'))
+    losses = step(model, torch.optim.AdamW(model.parameters()), ghost, e, known)
     assert set(losses) == {'loss', *e.weights} and all(loss.is_meta for loss in losses.values())
 
 
