@@ -264,6 +264,7 @@ def judge(model: Recogniser,
     looked = {part.domain: found for part, found in zip(parts[2:], said[2:])}
     if set(looked) != {SOURCE, TARGET} or parts[0].domain == TARGET: return row
     p, z = looked[TARGET]
-    state.priors[TARGET] = estimate_prior(torch.from_numpy(p).to(state.priors.device), state.priors[SOURCE])
+    estimated = estimate_prior(torch.from_numpy(p).to(state.priors.device), state.priors[SOURCE])
+    state.priors[TARGET] = (estimated + 1 / len(LABELS)) / 2
     nats = -np.log(valid[np.arange(len(valid)), parts[0].labels].clip(1e-6))
     return row | dict(im_score=im_score(p), snd=snd(p), bnm=bnm(p), dev=dev_risk(nats, valid_z, looked[SOURCE][1], z))

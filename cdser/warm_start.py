@@ -94,7 +94,7 @@ def contrast(predicted: Tensor, # (hidden frames, dim) from the transformer's ou
     different = (rivals / (rivals & same).sum(0)).sum(1) # codes in the utterance
     return F.cross_entropy(logits, goal), (logits.argmax(1) == goal).float().mean(), (1 / different).mean()
 
-# %% ../nbs/15_warm_start.ipynb #380ab7d3
+# %% ../nbs/15_warm_start.ipynb #e91972b8
 CODEBOOK = dict(num_codevector_groups=2, num_codevectors_per_group=32, codevector_dim=64, proj_codevector_dim=64)
 DIVERSITY = .1         # weight of the diversity term
 TEMPERATURES = 1., .5  # of the Gumbel softmax, at the beginning and at the end
@@ -110,7 +110,7 @@ class Contrastive(nn.Module):
     def forward(self, features: Tensor, states: Tensor, # of `contextual`
                 at: Tensor,        # (hidden frames,) int64, which frames are hidden
                 utterance: Tensor, # (frames of all,) int64, whose frame it is
-                labels: None,
+                labels: None,      # its targets are its own
                 done: float,       # share of the pass that is done, 0 to 1
                ) -> tuple[Tensor, Tensor, Tensor]: # scalars: loss in nats, accuracy, chance
         first, last = TEMPERATURES
@@ -169,11 +169,15 @@ def follow(objective: nn.Module,      # `Contrastive` or `Clusters`
         yield dict(zip(('loss', 'accuracy', 'chance'), means), audio_seconds=samples / SAMPLE_RATE, seconds=time.perf_counter() - start)
     optimiser.zero_grad(set_to_none=True)
 
-# %% ../nbs/15_warm_start.ipynb #15a8f655
+# %% ../nbs/15_warm_start.ipynb #acb9a765
 CLUSTERS = 8, 64
 
 @torch.no_grad()
-def hear_frames(backbone: Wav2Vec2Model, part: Part, device: str, budget: float = 160.) -> list[Tensor]: # each (frames, width) float32, on the CPU
+def hear_frames(backbone: Wav2Vec2Model,
+                part: Part,
+                device: str,
+                budget: float = 160., # seconds in a batch
+               ) -> list[Tensor]:     # each (frames, width) float32, on the CPU
     "The transformer's output of every utterance of a part, nothing hidden."
     store, rows = part
     heard = [None] * len(rows)
@@ -210,7 +214,7 @@ class Clusters(nn.Module):
         accuracy = torch.stack([(x.argmax(1) == goal).float().mean() for x, goal in zip(logits, goals)]).mean()
         return loss, accuracy, self.chance
 
-# %% ../nbs/15_warm_start.ipynb #cbe74877
+# %% ../nbs/15_warm_start.ipynb #6b82d518
 def warm_start(backbone: Wav2Vec2Model,    # trained in place; what is frozen stays
                parts: list[Part],          # a corpus's audio each, and the rows of its training speakers
                objective: str = 'tapt',    # or 'ptapt'
@@ -247,6 +251,8 @@ def check_warm_start(backbone: Wav2Vec2Model, parts: list[Part], objective: str,
     check_choice('objective', objective, ('tapt', 'ptapt'))
     fewest = {'tapt': 1, 'ptapt': 3}[objective]
     if epochs < fewest: raise BadInput(f'epochs: {epochs} is too few; {objective} needs at least {fewest}')
-    if not parts or not all(len(rows) for _, rows in parts): raise BadInput('parts: a corpus without utterances; give only those to be heard')
+    if not parts or not all(len(rows) for _, rows in parts):
+        raise BadInput('parts: a corpus without utterances; give at least one, each with the rows that may be heard')
     if not any(p.requires_grad for p in backbone.parameters()): raise BadInput('backbone: every weight is frozen; thaw some to warm it up')
-    if not hasattr(backbone, 'masked_spec_embed'): raise BadInput('backbone: has no vector for hidden frames; load it with mask_time_prob above 0')
+    if not hasattr(backbone, 'masked_spec_embed'):
+        raise BadInput('backbone: it has no vector for hidden frames; load it with a mask_time_prob above 0')

@@ -119,7 +119,7 @@ def test_loss_and_gradients_agree_with_transformers_on_one_unpadded_batch(monkey
     objective, waveforms, lengths = Contrastive(ours.config), torch.randn(4 * 16_000), torch.full((4,), 16_000)
     stock = Wav2Vec2ForPreTraining(type(ours.config).from_dict({**ours.config.to_dict(), **CODEBOOK, 'apply_spec_augment': True}))
     stock.load_state_dict({**{f'wav2vec2.{name}': w for name, w in ours.state_dict().items()}, **objective.state_dict()})
-    stock.quantizer.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),)) # the one thing that differs: no way back from there
+    stock.quantizer.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),)) # our one departure
     stock.set_gumbel_temperature(TEMPERATURES[0])
     rivals = torch.zeros(4, 12, 8, dtype=torch.long) # all other hidden frames of the utterance
     for i, row in enumerate(hidden):
@@ -182,7 +182,7 @@ def test_hidden_frames_and_neighbours_in_the_batch_are_kept_from_the_transformer
     backbone.set_attn_implementation('end_to_end')
     with torch.no_grad():
         features, states, _ = contextual(backbone, waveforms, lengths, mask)
-        for row, hidden, heard, found in zip(waveforms.split(lengths.tolist()), mask.split(frames), features.split(frames), states.split(frames)):
+        for row, hidden, heard, found in zip(waveforms.split(lengths.tolist()), *(x.split(frames) for x in (mask, features, states))):
             alone = stock(normalise(row)[None], mask_time_indices=hidden[None])
             assert torch.allclose(found, alone.last_hidden_state[0], atol=1e-4)
             assert torch.allclose(heard, alone.extract_features[0], atol=1e-4)
