@@ -8,9 +8,11 @@ __all__ = ['STUDIO_C', 'DEMO_STUDIOS', 'Study', 'open_study']
 # %% ../nbs/34_study.ipynb #5e30678c
 from dataclasses import dataclass, replace
 from pathlib import Path
-from .config import METHODS, PROFILES, ROWS, Experiment, Profile, check_choice, main_experiments, parse_pairs
+import pandas as pd
+from .classic import fit_classic
+from .config import PROFILES, ROWS, Experiment, Profile, check_choice, main_experiments, parse_pairs
 from .corpora import load_corpus
-from .runs import Run, grid
+from .runs import Run, grid, open_recordings
 from .splits import plan_folds
 from .synthetic import STUDIO_A, STUDIO_B, write_studio
 
@@ -51,6 +53,13 @@ class Study:
     def run(self, experiments: list[Experiment]) -> list[Run]:
         "Their runs, in order; what is stored already is not computed again."
         return grid(experiments, self.corpora_root, self.runs_dir, self.device, label_map=self.label_map)
+
+    def classic(self) -> pd.DataFrame: # the columns of `gather`
+        "What the classic says of the tested speakers, by the source's statistics and by each corpus's own; needs opensmile."
+        planned = self.plan([('source_only', 'emotion_only'), ('unlabelled_target', 'emotion_only')])
+        opened = {name: open_recordings(name, self.corpora_root, self.runs_dir, planned[0].max_seconds, self.label_map)
+                  for pair in self.pairs for name in pair}
+        return pd.concat([fit_classic(e, opened[e.source], opened[e.target]) for e in planned], ignore_index=True)
 
 # %% ../nbs/34_study.ipynb #e78e4d73
 def open_study(profile: str,

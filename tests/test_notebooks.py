@@ -11,7 +11,7 @@ import pytest
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from cdser.cli import main
-from cdser.config import PROFILES, SETUPS, main_experiments, parse_pairs
+from cdser.config import PROFILES, RIVALS, ROWS, SELECTIONS, main_experiments, parse_pairs
 from cdser.corpora import read_manifest
 from cdser.runs import RunStore
 from trees import paper_trees
@@ -44,9 +44,9 @@ def test_a_notebook_is_clean_and_reads_as_a_chapter(notebook):
     assert first.startswith('# ') and '\n> ' in first
 
 
-def reproduce(tmp_path: Path, studios: Path, **parameters):
+def reproduce(tmp_path: Path, studios: Path, notebook: str = '90_reproduce', **parameters):
     out = tmp_path / 'out.ipynb'
-    papermill.execute_notebook(ROOT / 'nbs' / '90_reproduce.ipynb', out, cwd=ROOT, progress_bar=False, parameters=dict(
+    papermill.execute_notebook(ROOT / 'nbs' / f'{notebook}.ipynb', out, cwd=ROOT, progress_bar=False, parameters=dict(
         corpora_root=str(studios), runs_dir=str(tmp_path / 'runs'), figures_dir=str(tmp_path / 'figures'), **parameters))
     return out
 
@@ -78,6 +78,49 @@ def test_a_second_time_computes_nothing_and_writes_the_same(reproduced, studios)
     runs, written = stamps(), tables()
     reproduce(reproduced, studios, profile='open', pairs='studio_a>studio_b', seeds=2, epochs=1)
     assert stamps() == runs and tables() == written
+
+
+EVIDENCE = {'91_target_labels': (dict(pairs='studio_a>studio_b', shots='1,2'), ['target_labels.csv', 'target_labels.md', 'target_labels.png']),
+            '92_loss_weights': (dict(pairs='studio_a>studio_b', factors='10', fine='2', temperatures='1.0'),
+                                ['loss_weights.csv', 'loss_weights.png', 'loss_weights_chosen.md']),
+            '93_corpora_matrix': (dict(corpora='studio_a,studio_b'), ['corpora_matrix.csv', 'corpora_matrix.png', 'confound.csv', 'distance.csv', 'distance.png']),
+            '94_rivals': (dict(pairs='studio_a>studio_b', warm=3), ['rivals.csv', 'rivals.png', 'beyond.csv', 'beyond.png', 'selection.csv', 'selection.md']),
+            '95_claims': (dict(pairs='studio_a>studio_b'), ['claims.csv', 'claims.md'])}
+
+
+@pytest.fixture(scope='module')
+def evidence(studios, tmp_path_factory):
+    "All of them over one run store, one short epoch each."
+    folder = tmp_path_factory.mktemp('evidence')
+    for notebook, (parameters, _) in EVIDENCE.items():
+        reproduce(folder, studios, notebook, profile='open', seeds=2, epochs=1, settings=dict(epoch_steps=2), **parameters)
+    return folder
+
+
+@pytest.mark.parametrize('notebook', EVIDENCE)
+def test_papermill_fills_the_tables_and_figures_of_every_question(evidence, notebook):
+    for name in EVIDENCE[notebook][1]: assert (evidence / 'figures' / 'open' / name).stat().st_size > 100
+
+
+def test_the_tables_of_different_notebooks_agree_where_they_show_the_same_cell(evidence):
+    read = lambda name: pd.read_csv(evidence / 'figures' / 'open' / f'{name}.csv')
+    of = lambda table: table[(table.source == 'studio_a') & (table.target == 'studio_b') & (table.setup == 'unlabelled_target') & (table.method == 'proposed')]
+    cells = pd.concat([of(read(name))[['uar_mean', 'uar_low', 'uar_high']] for name in ('target_labels', 'corpora_matrix', 'rivals', 'beyond')])
+    assert len(cells) == 4 and (cells.round(3).nunique() == 1).all()
+    paper = read('loss_weights').iloc[0]
+    assert paper.parameter == 'paper' and abs(paper.uar_mean - cells.uar_mean.iloc[0]) < 1e-3
+
+
+def test_what_each_question_asks_is_in_its_table(evidence):
+    read = lambda name: pd.read_csv(evidence / 'figures' / 'open' / f'{name}.csv')
+    assert read('target_labels').shots.tolist() == [0, 1, 2, 0] and read('target_labels').setup.tolist()[-1] == 'labelled_target'
+    rivals = read('rivals')
+    assert {'proposed', *RIVALS} <= set(rivals.method) and set(rivals.setup) == {'source_only', 'unlabelled_target'}
+    extras = {'prior_aware', 'supervised', 'proposed, standardised', 'proposed, tapt 3', 'proposed, ptapt 3', 'proposed, by im_score'}
+    assert {'proposed', *extras} <= set(read('beyond').method)
+    assert set(read('selection').criterion) == {*SELECTIONS, 'last epoch', 'oracle'}
+    ledger = read('claims')
+    assert len(ledger) == 6 and set(ledger.verdict) <= {'supported', 'contradicted', 'undecided', 'not testable'}
 
 
 @pytest.mark.parametrize('parameters, message', [
@@ -136,7 +179,7 @@ def test_without_seeds_the_paper_profile_tests_every_session_once():
     plans = {'iemocap': dict(protocol='leave_one_session_out', folds=5), 'msp_improv': dict(protocol='leave_one_session_out', folds=6)}
     planned = main_experiments(parse_pairs(PROFILES['paper'].pairs), PROFILES['paper'].seeds, plans)
     for target, folds in (('iemocap', 5), ('msp_improv', 6)):
-        for setup in SETUPS:
+        for setup, _ in ROWS:
             assert [e.fold for e in planned if (e.target, e.setup) == (target, setup)] == list(range(folds))
 
 
