@@ -120,7 +120,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/31_report.ipynb #0ddb03cc
 def markdown(table: pd.DataFrame) -> str:
     "A table of text in Markdown."
-    lines = [table.columns, ['---'] * len(table.columns), *table.astype(str).to_numpy()]
+    lines = [table.columns, ['---'] * len(table.columns), *table.map(str).to_numpy()]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 def write_table(table: pd.DataFrame, # of `compare_methods`
