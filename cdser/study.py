@@ -12,7 +12,7 @@ import pandas as pd
 from .classic import fit_classic
 from .config import PROFILES, ROWS, Experiment, Profile, check_choice, main_experiments, parse_pairs
 from .corpora import load_corpus
-from .runs import Run, grid, open_recordings
+from .runs import Recordings, Run, RunStore, grid, open_recordings, run_id
 from .splits import plan_folds
 from .synthetic import STUDIO_A, STUDIO_B, write_studio
 
@@ -54,11 +54,20 @@ class Study:
         "Their runs, in order; what is stored already is not computed again."
         return grid(experiments, self.corpora_root, self.runs_dir, self.device, label_map=self.label_map)
 
+    def found(self, experiments: list[Experiment]) -> list[Run]:
+        "Those of their runs that are stored already; nothing is trained."
+        store, opened = RunStore(self.runs_dir), self.opened(experiments[0].max_seconds)
+        ids = [run_id(e, opened[e.source], opened[e.target]) for e in experiments]
+        return [store[id] for id in ids if id in store]
+
+    def opened(self, max_seconds: float) -> dict[str, Recordings]:
+        "The corpora of all pairs."
+        return {name: open_recordings(name, self.corpora_root, self.runs_dir, max_seconds, self.label_map) for pair in self.pairs for name in pair}
+
     def classic(self) -> pd.DataFrame: # the columns of `gather`
         "What the classic says of the tested speakers, by the source's statistics and by each corpus's own; needs opensmile."
         planned = self.plan([('source_only', 'emotion_only'), ('unlabelled_target', 'emotion_only')])
-        opened = {name: open_recordings(name, self.corpora_root, self.runs_dir, planned[0].max_seconds, self.label_map)
-                  for pair in self.pairs for name in pair}
+        opened = self.opened(planned[0].max_seconds)
         return pd.concat([fit_classic(e, opened[e.source], opened[e.target]) for e in planned], ignore_index=True)
 
 # %% ../nbs/34_study.ipynb #e78e4d73

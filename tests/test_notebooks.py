@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -109,6 +110,18 @@ def test_the_tables_of_different_notebooks_agree_where_they_show_the_same_cell(e
     assert len(cells) == 4 and (cells.round(3).nunique() == 1).all()
     paper = read('loss_weights').iloc[0]
     assert paper.parameter == 'paper' and abs(paper.uar_mean - cells.uar_mean.iloc[0]) < 1e-3
+
+
+def test_the_ledger_is_made_of_stored_runs_alone_where_nothing_may_be_trained(evidence, studios, tmp_path):
+    shutil.copytree(evidence / 'runs', tmp_path / 'runs')
+    stored = set((tmp_path / 'runs').iterdir())
+    reproduce(tmp_path, studios, '95_claims', profile='open', pairs='studio_a>studio_b,studio_b>studio_a', seeds=2, epochs=1,
+              settings=dict(epoch_steps=2), train=False)
+    assert set((tmp_path / 'runs').iterdir()) == stored
+    ledger = pd.read_csv(tmp_path / 'figures' / 'open' / 'claims.csv')
+    missing = ledger[ledger.pair == 'studio_b → studio_a'].set_index('claim').verdict
+    untested = 3 if find_spec('opensmile') else 5 # the classic is a rival, and needs no stored run
+    assert len(ledger) == 12 and (missing == 'not testable').sum() == untested and ledger[ledger.pair == 'studio_a → studio_b'].verdict.ne('not testable').all()
 
 
 def test_what_each_question_asks_is_in_its_table(evidence):
