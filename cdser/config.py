@@ -62,7 +62,8 @@ METHODS = {'proposed': PROPOSED,
            'no_information': without('information'),
            'emotion_only': {'emotion': 1.},
            'information_only': {'emotion': 1., 'information': .5},
-           **{term: {'emotion': 1., term: 1.} for term in (*COMPARING, 'mcc', 'self_training')},
+           **{term: {'emotion': 1., term: .1} for term in ('dann', 'cdan', 'mmd')}, # with 1 the source's emotions are not learned
+           **{term: {'emotion': 1., term: 1.} for term in ('coral', 'mcc', 'self_training')},
            'prior_aware': {**without('information'), 'prior_information': .5},
            'supervised': {**PROPOSED, 'supervised_contrastive': .5}}
 RIVALS = ('dann', 'cdan', 'coral', 'mmd', 'mcc', 'information_only', 'self_training')

@@ -176,19 +176,19 @@ def figure_matrix(table: pd.DataFrame,           # of `compare_methods`
 
 # %% ../nbs/32_figures.ipynb #f1e41f7f
 def figure_distance(table: pd.DataFrame, # of `compare_methods`, one row a pair, with a column `distance`
-                    label: str = 'proxy A-distance of source and target', # of the horizontal axis
+                    label: str = 'distance', # what the number behind each pair is
                    ) -> Figure:
-    "The gain of every pair against how far its corpora are apart."
+    "The gain of every pair, the nearest corpora at the bottom, the farthest on top."
+    rows = table.sort_values('distance').to_dict('records')
     with style():
-        figure = Figure(figsize=(COLUMN, 2.4), layout='constrained')
+        figure = Figure(figsize=(COLUMN, .24 * len(rows) + .7), layout='constrained')
         axes = figure.subplots()
-        for row in table.to_dict('records'):
-            axes.plot([row['distance']] * 2, [row['gain_low'], row['gain_high']], color='#0072B2', lw=1.2)
-            axes.plot(row['distance'], row['gain_mean'], 'o', ms=4, color='#0072B2', mfc='#0072B2' if row['p'] < .05 else 'white')
-            axes.annotate(f'{row["source"]} → {row["target"]}', (row['distance'], row['gain_mean']), (4, 0), **BESIDE)
-        axes.axhline(0, color='.6', lw=.8, zorder=0)
-        axes.set(xlabel=label, ylabel='gain, points')
-        axes.margins(x=.2)
+        for y, row in enumerate(rows):
+            axes.plot([row['gain_low'], row['gain_high']], [y, y], color='#0072B2', lw=1.2)
+            axes.plot(row['gain_mean'], y, 'o', ms=4, color='#0072B2', mfc='#0072B2' if row['p'] < .05 else 'white')
+        axes.axvline(0, color='.6', lw=.8, zorder=0)
+        axes.set(xlabel='gain, points', ylabel=f'pair, by {label}', ylim=(-.6, len(rows) - .4),
+                 yticks=range(len(rows)), yticklabels=[f'{row["source"]} → {row["target"]}  {row["distance"]:.2f}' for row in rows])
     return figure
 
 # %% ../nbs/32_figures.ipynb #012ec22c
