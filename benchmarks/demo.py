@@ -50,8 +50,8 @@ def reproduce(folder: Path) -> dict: # seconds, peak in GB
 def stages(folder: Path) -> dict[str, float]: # seconds
     "Where the time went, from the cells' durations and the runs' histories."
     cells = [(''.join(cell['source']), cell['metadata']['papermill']['duration']) for cell in json.loads((folder / 'out.ipynb').read_text())['cells']]
-    grid = sum(seconds for source, seconds in cells if 'runs = grid(' in source)
-    first = next(i for i, (source, _) in enumerate(cells) if 'runs = grid(' in source)
+    grid = sum(seconds for source, seconds in cells if 'runs = study.run(' in source)
+    first = next(i for i, (source, _) in enumerate(cells) if 'runs = study.run(' in source)
     return {'imports, generated studios': sum(seconds for _, seconds in cells[:first]), 'runs': grid,
             'tables and figures': sum(seconds for _, seconds in cells[first + 1:])}
 
