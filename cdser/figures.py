@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'CHANCE', 'BESIDE', 'SETUP_COLOURS', 'SETUP_NAMES', 'EMOTION_COLOURS', 'style', 'save_figure',
-           'row_names', 'figure_methods', 'figure_labels', 'figure_weights', 'figure_matrix', 'figure_distance',
-           'figure_architecture', 'projection', 'figure_embeddings', 'figure_training', 'curves', 'figure_confusion']
+           'row_names', 'panels_of', 'figure_methods', 'apart', 'figure_labels', 'figure_weights', 'figure_matrix',
+           'figure_distance', 'figure_architecture', 'projection', 'figure_embeddings', 'figure_training', 'curves',
+           'figure_confusion']
 
 # %% ../nbs/32_figures.ipynb #65ca20d0
 from contextlib import contextmanager
@@ -59,6 +60,19 @@ def row_names(table: pd.DataFrame) -> pd.Series:
     named = setup.where(whole, method + np.where(table.setup == 'unlabelled_target', '', ', ' + setup))
     return named.mask(whole & table.setup.eq('target_only'), 'oracle: target only')
 
+def panels_of(pairs: list[tuple[str, str]],
+              most: int,     # beside each other
+              height: float, # of a panel, in inches
+             ) -> tuple[Figure, np.ndarray]: # of axes, rows and columns
+    "A panel a pair, named, all of the same scales."
+    columns = min(len(pairs), most)
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(PAGE if columns > 1 else COLUMN, height * rows), layout='constrained')
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(pairs):]: axes.axis('off')
+    for axes, pair in zip(panels.flat, pairs): axes.set_title(f'{pair[0]} → {pair[1]}')
+    return figure, panels
+
 def figure_methods(table: pd.DataFrame, # of `compare_methods`, `table1` or `table2`
                    x: str = 'uar',      # or 'gain', 'change': the prefix of the columns to draw
                   ) -> Figure:
@@ -66,8 +80,8 @@ def figure_methods(table: pd.DataFrame, # of `compare_methods`, `table1` or `tab
     pairs, table = pairs_of(table), table.assign(name=row_names(table))
     names = list(table.name.drop_duplicates())
     with style():
-        figure = Figure(figsize=(PAGE if len(pairs) > 1 else COLUMN, .75 + .2 * len(names)), layout='constrained')
-        for axes, pair in zip(figure.subplots(1, len(pairs), sharex=True, sharey=True, squeeze=False)[0], pairs):
+        figure, panels = panels_of(pairs, 3, .75 + .2 * len(names))
+        for axes, pair in zip(panels.flat, pairs):
             rows = table[(table.source == pair[0]) & (table.target == pair[1])]
             for row in rows.to_dict('records'):
                 y, mean, colour = names.index(row['name']), row[f'{x}_mean'], SETUP_COLOURS[row['setup']]
@@ -76,11 +90,17 @@ def figure_methods(table: pd.DataFrame, # of `compare_methods`, `table1` or `tab
             baseline = rows[f'{x}_mean'][rows.p.isna()] if x == 'uar' else [0]
             for value in baseline[:1]: axes.axvline(value, color='.6', lw=.8, zorder=0)
             if x == 'uar': axes.axvline(CHANCE, color='.6', ls=':', lw=1, zorder=0)
-            axes.set(title=f'{pair[0]} → {pair[1]}', xlabel='UAR on the target, %' if x == 'uar' else f'{x}, points',
-                     ylim=(len(names) - .5, -.5), yticks=range(len(names)), yticklabels=names)
+            axes.set(ylim=(len(names) - .5, -.5), yticks=range(len(names)), yticklabels=names)
+        figure.supxlabel('UAR on the target, %' if x == 'uar' else f'{x}, points', fontsize=8)
     return figure
 
 # %% ../nbs/32_figures.ipynb #f88d31d0
+def apart(heights: list[float], least: float) -> list[float]:
+    "Heights for words, in the same order, no two of them nearer than `least`: the upper gives way."
+    order, found = np.argsort(heights), np.array(heights, dtype=float)
+    for below, above in zip(order, order[1:]): found[above] = max(found[above], found[below] + least)
+    return found.tolist()
+
 def figure_labels(table: pd.DataFrame, # of `compare_methods`: setups unlabelled_target (0), few_shot (`shots`), labelled_target (all)
                  ) -> Figure:
     "UAR and recalls against the labelled target utterances a class, a panel a pair; dashed: source only, where the table has it."
@@ -89,23 +109,21 @@ def figure_labels(table: pd.DataFrame, # of `compare_methods`: setups unlabelled
     curves = table[table.setup.isin((*place, 'few_shot'))].sort_values('labels')
     if not len(curves): raise BadInput('table: has no row of unlabelled_target, few_shot or labelled_target; give those of 91_target_labels')
     steps, pairs = sorted(curves.labels.unique()), pairs_of(table)
-    columns = min(len(pairs), 2)
     with style():
-        figure = Figure(figsize=((COLUMN, PAGE)[columns - 1], 2.4 * -(-len(pairs) // columns)), layout='constrained')
-        panels = figure.subplots(-(-len(pairs) // columns), columns, sharex=True, sharey=True, squeeze=False)
-        for axes in panels.flat[len(pairs):]: axes.axis('off')
+        figure, panels = panels_of(pairs, 2, 2.4)
         for axes, pair in zip(panels.flat, pairs):
             of_pair = lambda rows: rows[(rows.source == pair[0]) & (rows.target == pair[1])]
             rows = of_pair(curves)
             x = [steps.index(k) for k in rows.labels]
             axes.fill_between(x, rows.uar_low, rows.uar_high, color='.8', lw=0)
             axes.plot(x, rows.uar_mean, 'o-', ms=3.5, lw=1.8, color='black')
-            for word, colour in EMOTION_COLOURS.items():
+            last = apart([rows[f'recall_{word}'].iloc[-1] for word in EMOTION_COLOURS], 6)
+            for (word, colour), height in zip(EMOTION_COLOURS.items(), last):
                 axes.plot(x, rows[f'recall_{word}'], lw=.8, color=colour)
-                axes.annotate(word, (x[-1], rows[f'recall_{word}'].iloc[-1]), (4, 0), color=colour, **BESIDE)
+                axes.annotate(word, (x[-1], height), (4, 0), color=colour, **BESIDE)
             for mean in of_pair(table[table.setup == 'source_only']).uar_mean[:1]: axes.axhline(mean, color='.4', ls='--', lw=.8)
             axes.axhline(CHANCE, color='.6', ls=':', lw=1)
-            axes.set(title=f'{pair[0]} → {pair[1]}', xticks=range(len(steps)), xticklabels=['all' if k == np.inf else f'{k:.0f}' for k in steps])
+            axes.set(xticks=range(len(steps)), xticklabels=['all' if k == np.inf else f'{k:.0f}' for k in steps])
         for axes in panels[:, 0]: axes.set_ylabel('UAR and recall, %')
         figure.supxlabel('labelled target utterances a class', fontsize=8)
     return figure
