@@ -39,7 +39,7 @@ def per_item(paths: list[Path], folder: Path, repeats: int) -> dict: # way -> se
     def from_dataset(i):
         samples, rate = sf.read(io.BytesIO(data[i]['audio']['bytes']), dtype='float32', always_2d=True)
         return resample(samples.mean(1), rate)
-    ways = {'AudioStore': lambda i: store[i].astype(np.float32) / 2**15,
+    ways = {'AudioStore': lambda i: np.divide(store[i], np.float32(2**15), dtype=np.float32),
             'soundfile, each file': lambda i: load_audio(paths[i]), 'datasets, stored bytes': from_dataset}
     order, found = np.random.default_rng(0).permutation(len(paths)).tolist(), {name: [] for name in ways}
     one = order[0]
