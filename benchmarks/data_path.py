@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 import soundfile as sf
 
-from cdser.audio import AudioStore, fingerprint, load_audio, open_store, resample
+from cdser.audio import AudioStore, fingerprint, open_store, resample
 from cdser.config import SAMPLE_RATE
 from cdser.corpora import load_corpus, released
 from corpus import write_corpus
@@ -36,11 +36,12 @@ def save_dataset(paths: list[Path], folder: Path) -> datasets.Dataset:
 def per_item(paths: list[Path], folder: Path, repeats: int) -> dict: # way -> seconds an utterance, one for each repeat
     "Every way to get an utterance, each in the same random order."
     store, data = open_store(folder / 'store', paths), save_dataset(paths, folder / 'data')
-    def from_dataset(i):
-        samples, rate = sf.read(io.BytesIO(data[i]['audio']['bytes']), dtype='float32', always_2d=True)
-        return resample(samples.mean(1), rate)
+    def decoded(file):
+        samples, rate = sf.read(file, dtype='float32', always_2d=True)
+        return resample(samples.mean(1) if samples.shape[1] > 1 else samples[:, 0], rate)
     ways = {'AudioStore': lambda i: np.divide(store[i], np.float32(2**15), dtype=np.float32),
-            'soundfile, each file': lambda i: load_audio(paths[i]), 'datasets, stored bytes': from_dataset}
+            'soundfile, each file': lambda i: decoded(paths[i]),
+            'datasets, stored bytes': lambda i: decoded(io.BytesIO(data[i]['audio']['bytes']))}
     order, found = np.random.default_rng(0).permutation(len(paths)).tolist(), {name: [] for name in ways}
     one = order[0]
     assert max(np.abs(way(one) - ways['AudioStore'](one)).max() for way in ways.values()) < 1e-4
