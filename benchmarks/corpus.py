@@ -8,8 +8,6 @@ sizes show whether time and memory grow with the corpus. Writes benchmarks/resul
 """
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from cdser.audio import in_threads
 from cdser.config import LABELS, SAMPLE_RATE
 from cdser.corpora import released
 from cdser.synthetic import STUDIO_A, generate
+from side_by_side import about, record
 
 STEPS = {'verify': 'verifying', 'build': 'decoding into a store', 'start': 'starting again'}
 
@@ -75,11 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.step: return run_step(args.step[0], *map(Path, args.step[1:]))
     measured = [measure(files) for files in (*args.sizes, args.files)]
-    result = dict(name=platform.machine(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(),
-                  date=time.strftime('%Y-%m-%d'), measured=measured)
-    path = Path(__file__).parent / 'results' / 'corpus-cpu.json'
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + '\n')
+    record('corpus', 'cpu', about('cpu') | dict(measured=measured))
     for found in measured:
         print(f'{found["files"]} files, {found["hours"]:.1f} h')
         for name in STEPS.values(): print(f'  {name:24}{found[name]["seconds"]:6.1f} s, peak {found[name]["peak_gb"]:.2f} GB')

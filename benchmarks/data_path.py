@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -20,10 +19,11 @@ import datasets
 import numpy as np
 import soundfile as sf
 
-from cdser.audio import AudioStore, fingerprint, open_store, resample
+from cdser.audio import AudioStore, as_float, fingerprint, open_store, resample
 from cdser.config import SAMPLE_RATE
 from cdser.corpora import load_corpus, released
 from corpus import write_corpus
+from side_by_side import about, record
 
 
 def save_dataset(paths: list[Path], folder: Path) -> datasets.Dataset:
@@ -39,7 +39,7 @@ def per_item(paths: list[Path], folder: Path, repeats: int) -> dict: # way -> se
     def decoded(file):
         samples, rate = sf.read(file, dtype='float32', always_2d=True)
         return resample(samples.mean(1) if samples.shape[1] > 1 else samples[:, 0], rate)
-    ways = {'AudioStore': lambda i: np.divide(store[i], np.float32(2**15), dtype=np.float32),
+    ways = {'AudioStore': lambda i: as_float(store[i]),
             'soundfile, each file': lambda i: decoded(paths[i]),
             'datasets, stored bytes': lambda i: decoded(io.BytesIO(data[i]['audio']['bytes']))}
     order, found = np.random.default_rng(0).permutation(len(paths)).tolist(), {name: [] for name in ways}
@@ -88,10 +88,7 @@ def main() -> None:
         found = {name: per_item(load_corpus(name, root).paths[:args.files], folder / name, args.repeats) for name, root in roots.items()}
         opened = [open_hours(hours, folder / f'{hours}h') for hours in (1, 10, 100)]
     medians = {name: {way: float(np.median(seconds)) for way, seconds in ways.items()} for name, ways in found.items()}
-    result = dict(name=platform.machine(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(), datasets=datasets.__version__,
-                  soundfile=sf.__version__, date=time.strftime('%Y-%m-%d'), unit='seconds an utterance', repeats=found, median=medians, opened=opened)
-    path = Path(__file__).parent / 'results' / 'data_path-cpu.json'
-    path.write_text(json.dumps(result, indent=1) + '\n')
+    record('data_path', 'cpu', about('cpu', 'datasets', 'soundfile') | dict(unit='seconds an utterance', repeats=found, median=medians, opened=opened))
     for name, ways in medians.items():
         for way, seconds in ways.items(): print(f'{name:16} {way:24}{1e6 * seconds:8.0f} µs  {seconds / ways["AudioStore"]:6.1f} x AudioStore')
     for o in opened: print(f'{o["hours"]:4} h, {o["utterances"]:6} utterances: opened in {o["seconds"]:.2f} s, {o["megabytes"]:.0f} MB more')

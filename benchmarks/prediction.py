@@ -24,12 +24,12 @@ import soundfile as sf
 import torch
 import transformers
 
-from cdser.audio import as_int16, open_store, resample
+from cdser.audio import as_float, as_int16, decoded, open_store, resample
 from cdser.batches import Utterances
 from cdser.config import LABELS, SAMPLE_RATE, Experiment
 from cdser.corpora import load_corpus
 from cdser.model import Recogniser, build, to_transformers
-from cdser.runs import Run, recognise
+from cdser.runs import InMemory, Run, recognise
 from cdser.train import predict
 from corpus import write_corpus
 from side_by_side import about, interleave, ratios, record, show
@@ -42,7 +42,7 @@ def load(path: Path) -> np.ndarray: # (samples,) float32
     "What soundfile reads, at 16 kHz; what was resampled is rounded to 16 bits, as the store keeps it."
     samples, rate = sf.read(path, dtype='float32', always_2d=True)
     samples = samples.mean(1)[:round(MAX_SECONDS * rate)]
-    return samples if rate == SAMPLE_RATE else as_int16(resample(samples, rate)) / np.float32(2**15)
+    return samples if rate == SAMPLE_RATE else as_float(as_int16(resample(samples, rate)))
 
 
 def sharpen(model: Recogniser, store, device: str) -> Recogniser:
@@ -83,6 +83,16 @@ def piped(classify: Callable, paths: list[Path], batch: int) -> np.ndarray: # (n
     return np.array([[{f['label']: f['score'] for f in each}[label] for label in LABELS] for each in found])
 
 
+def parts_of(run: Run, paths: list[Path], device: str) -> dict[str, Callable[[], None]]:
+    "What `recognise` does, and its two parts, each alone."
+    samples, model = list(decoded(paths, MAX_SECONDS)), run.model.to(device)
+    def whole(): recognise(run, paths, device)
+    def decoding():
+        for _ in decoded(paths, MAX_SECONDS): pass
+    def forward(): predict(model, InMemory(samples), np.arange(len(samples)), device=device)
+    return {'recognise': whole, 'decoding alone': decoding, 'encoder and heads alone': forward}
+
+
 def compare(encoder: str, paths: list[Path], folder: Path, rounds: int, warm: int, device: str) -> dict:
     "Rates, ratios, and how far each way's probabilities are from those of one utterance at a time."
     run, said = make_run(encoder, paths, folder, device), {}
@@ -99,13 +109,15 @@ def compare(encoder: str, paths: list[Path], folder: Path, rounds: int, warm: in
         return seconds
     ways = {'cdser': cdser} | {f'pipeline, {batch} at a time': lambda batch=batch: pipeline(batch) for batch in BATCHES}
     found = interleave(ways, rounds, device, warm)
+    parts = interleave(parts_of(run, paths, device), rounds, device, warm)
     single = piped(exact, paths, 1)
     for name, bf16 in (('cdser, float32', False), ('cdser, bf16', True)): said[name] = packed(run.model.to(device).eval(), paths, folder, device, bf16)
     furthest = {name: float(np.abs(p - single).max()) for name, p in said.items()}
     assert furthest['cdser, float32'] < 1e-4, furthest
     show(found, 's/s', ratios(found, 'cdser'))
+    show(parts, 's')
     for name, distance in furthest.items(): print(f'  furthest from one at a time: {name:30}{distance:.1e}')
-    return dict(files=len(paths), hours=seconds / 3600, rounds=found, ratios=ratios(found, 'cdser'), furthest_from_one_at_a_time=furthest,
+    return dict(files=len(paths), hours=seconds / 3600, rounds=found, ratios=ratios(found, 'cdser'), seconds_of_parts=parts, furthest_from_one_at_a_time=furthest,
                 different_answers={name: int((p.argmax(1) != single.argmax(1)).sum()) for name, p in said.items()},
                 spread_of_probabilities=single.std(0).tolist())
 

@@ -2,15 +2,12 @@
 
 python benchmarks/throughput.py [--device cpu|cuda] [--processes 2] [--repeats 5]
 
-Every process trains its own model on one thread, as the runs of a grid do. Repeats of the three kinds of training are
+Every process trains its own model on one thread, as the runs of a grid do. Repeats of the four kinds are
 interleaved, so that all see the same machine: one view; three views; three views with the convolutional front end as
-transformers computes it, from the same weights. Writes benchmarks/results/throughput-<device>.json.
+transformers computes it, from the same weights; the three views made, and no step taken. Writes benchmarks/results/throughput-<device>.json.
 """
 import argparse
-import json
-import platform
 import tempfile
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -28,11 +25,12 @@ from cdser.model import build
 from cdser.runs import best_device, open_recordings
 from cdser.synthetic import write_studios
 from cdser.train import make_optimiser, make_views, step
+from side_by_side import about, clock, record
 
 SINGLE = dict(views=1, weights=METHODS['emotion_only'])
 
 
-def seconds_a_second(e: Experiment, stock: bool, root: Path, runs_dir: Path, device: str) -> float:
+def seconds_a_second(e: Experiment, stock: bool, steps_taken: bool, root: Path, runs_dir: Path, device: str) -> float:
     "Original audio trained on in a second of one epoch over both studios, after warm-up steps."
     torch.set_num_threads(1)
     opened = [open_recordings(name, root, runs_dir, e.max_seconds) for name in (e.source, e.target)]
@@ -44,14 +42,10 @@ def seconds_a_second(e: Experiment, stock: bool, root: Path, runs_dir: Path, dev
         if i == 2: heard, start = 0., clock(device)
         batch = corpora[which].collate(at, device)
         with patch.object(encoder, 'in_patches', lambda config: False) if stock else nullcontext():
-            step(model, optimiser, make_views(batch, e, generator), e)
+            views = make_views(batch, e, generator)
+            if steps_taken: step(model, optimiser, views, e)
         heard += batch.lengths.sum().item() / SAMPLE_RATE
     return heard / (clock(device) - start)
-
-
-def clock(device: str) -> float:
-    if device == 'cuda': torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def main() -> None:
@@ -67,22 +61,22 @@ def main() -> None:
         root, runs_dir = Path(folder) / 'corpora', Path(folder) / 'runs'
         write_studios(root)
         for name in ('studio_a', 'studio_b'): open_recordings(name, root, runs_dir, three.max_seconds)
-        kinds = {'one view, emotion only': (replace(three, **SINGLE), False), 'three views, proposed': (three, False),
-                 'three views, stock front end': (three, True)}
+        kinds = {'one view, emotion only': (replace(three, **SINGLE), False, True), 'three views, proposed': (three, False, True),
+                 'three views, stock front end': (three, True, True), 'three views, no step': (three, False, False)}
         found = {name: [] for name in kinds}
         for _ in range(args.repeats):
             for name, kind in kinds.items():
                 found[name].append(sum(parallel(delayed(seconds_a_second)(*kind, root, runs_dir, device) for _ in range(processes))))
-    result = dict(device=device, name=torch.cuda.get_device_name() if device == 'cuda' else platform.machine(),
-                  processes=processes, torch=torch.__version__, python=platform.python_version(), date=time.strftime('%Y-%m-%d'),
-                  unit='seconds of original audio a second, all processes together', repeats=found,
-                  median={name: float(np.median(values)) for name, values in found.items()})
-    path = Path(__file__).parent / 'results' / f'throughput-{device}.json'
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + '\n')
+    alone = np.array(found['three views, proposed']) / np.array(found['three views, no step'])
+    result = about(device) | dict(
+        processes=processes, unit='seconds of original audio a second, all processes together', repeats=found,
+        median={name: float(np.median(values)) for name, values in found.items()},
+        share_of_augmentation=dict(median=float(np.median(alone)), low=float(alone.min()), high=float(alone.max())))
+    record('throughput', device, result)
     print(f'{processes} processes on {result["name"]} ({device})')
     for name, values in found.items():
         print(f'{name:28} {np.median(values):6.0f} s/s   (from {min(values):.0f} to {max(values):.0f} in {len(values)} repeats)')
+    print(f'of an update on three views {np.median(alone):.1%} is augmentation ({alone.min():.1%} to {alone.max():.1%})')
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import softmax
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from .audio import AudioStore, in_threads, read_audio
+from .audio import AudioStore, as_float, in_threads, read_audio
 from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, content_hash
 from .runs import Recordings, make_parts, run_id
 
@@ -38,7 +38,7 @@ def functionals(store: AudioStore) -> np.ndarray: # (n, 88) float32, one row a r
     "eGeMAPS functionals of all that a store holds, computed where that was not done before. Raises `BadInput` as `extractor` does."
     file = store.folder / f'egemaps-{store.digest}.npy'
     if not file.is_file():
-        heard = in_threads(lambda i: egemaps(store[i].astype(np.float32) / 2**15), range(len(store)), f'eGeMAPS of {store.folder.name}')
+        heard = in_threads(lambda i: egemaps(as_float(store[i])), range(len(store)), f'eGeMAPS of {store.folder.name}')
         found = np.stack(list(heard))
         with tempfile.TemporaryDirectory(prefix='.egemaps-', dir=store.folder) as draft: # whole or not at all
             np.save(Path(draft) / 'found.npy', found)
