@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'HIDDEN', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PROPOSED', 'COMPARING', 'LOSSES', 'METHODS', 'RIVALS',
-           'PROTOCOLS', 'SESSIONS', 'OBJECTIVES', 'SELECTIONS', 'ROWS', 'ABLATIONS', 'PROFILES', 'BadInput',
-           'check_choice', 'Setup', 'without', 'Experiment', 'check_experiment', 'content_hash', 'method_name',
-           'describe', 'from_dict', 'main_experiments', 'ablation_experiments', 'spread', 'Profile', 'parse_pairs']
+           'PROTOCOLS', 'SESSIONS', 'OBJECTIVES', 'SELECTIONS', 'LEAST_MOST', 'ROWS', 'ABLATIONS', 'PROFILES',
+           'BadInput', 'check_choice', 'Setup', 'without', 'Experiment', 'as_number', 'as_text', 'as_weights',
+           'as_augmentations', 'with_types', 'check_experiment', 'content_hash', 'method_name', 'describe',
+           'check_fields', 'from_dict', 'main_experiments', 'ablation_experiments', 'spread', 'Profile', 'parse_pairs']
 
 # %% ../nbs/00_config.ipynb #a7c8a19b
-import hashlib, json
+import difflib, hashlib, json, numbers
 from dataclasses import dataclass, field, asdict, fields, replace
+from pathlib import PurePath
+from typing import Any
 
 # %% ../nbs/00_config.ipynb #4b0ba5da
 LABELS = ('ang', 'hap', 'neu', 'sad')
@@ -29,8 +32,11 @@ def check_choice(name: str,  # the parameter, for the message
                  value,      # what was given
                  choices,    # what is possible
                 ) -> None:
-    "Raise `BadInput` unless `value` is one of `choices`."
-    if value not in choices: raise BadInput(f'{name}: {value!r} is not known; use one of {", ".join(map(str, choices))}')
+    "Raise `BadInput`, with the nearest choice where one is near, unless `value` is one of `choices`."
+    if isinstance(value, str) and value in choices: return
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    hint = f', such as {near[0]}' if near and len(choices) > 9 else ''
+    raise BadInput(f'{name}: {repr(value)[:80]} is not known; use one of {", ".join(map(str, choices))}{hint}')
 
 # %% ../nbs/00_config.ipynb #d3a6e107
 @dataclass(frozen=True)
@@ -116,38 +122,87 @@ class Experiment:
     max_seconds: float = 15.          # longer utterances are cut when read
 
 # %% ../nbs/00_config.ipynb #eb150e23
-def check_experiment(e: Experiment) -> Experiment: # the same, unchanged
-    "Raise `BadInput` where a field of `e` cannot be meant."
-    check_choice('setup', e.setup, SETUPS)
-    check_choice('protocol', e.protocol, PROTOCOLS)
-    check_choice('objective', e.objective, OBJECTIVES)
-    check_choice('selection', e.selection, SELECTIONS)
-    for term in e.weights: check_choice('weights', term, LOSSES)
-    for name in e.augmentations: check_choice('augmentations', name, AUGMENTATIONS)
-    positive = ('folds', 'shots', 'projection', 'views', 'temperature', 'epochs', 'patience', 'batch_seconds',
-                'encoder_lr', 'head_lr', 'clip_norm', 'max_seconds')
-    for name in positive:
-        if not getattr(e, name) > 0: raise BadInput(f'{name}: {getattr(e, name)!r} must be above zero')
-    if not e.weights: raise BadInput('weights: no loss term is given, so there is nothing to train')
-    if not 0 <= e.fold < e.folds: raise BadInput(f'fold: {e.fold} is not one of the {e.folds} folds, 0 to {e.folds - 1}')
-    if not 0 < e.validation < 1: raise BadInput(f'validation: {e.validation} is not a share between 0 and 1')
+LEAST_MOST = { # of each number, both allowed
+    'seed': (0, 2**32 - 1), 'fold': (0, 999), 'folds': (2, 1000), 'validation': (.01, .99), 'shots': (1, 10**6),
+    'projection': (1, 4096), 'warm_start': (0, 10**4), 'views': (1, 16), 'temperature': (1e-3, 1e3),
+    'confidence': (.01, .9999), 'epochs': (1, 10**5), 'epoch_steps': (0, 10**6), 'patience': (1, 10**6),
+    'batch_seconds': (.1, 1e5), 'encoder_lr': (1e-9, 10.), 'head_lr': (1e-9, 10.), 'warmup': (0., 1.),
+    'weight_decay': (0., 10.), 'clip_norm': (1e-6, 1e6), 'max_seconds': (.1, 3600.)}
+
+def as_number(name: str, value: Any, kind: type) -> int | float:
+    "An int or a float of Python's own. Raises `BadInput` where `value` is none, or lies outside `LEAST_MOST`."
+    if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0: value = value.item() # NumPy's and torch's
+    whole = kind is int
+    number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not number: raise BadInput(f'{name}: {repr(value)[:80]} is not {"a whole number" if whole else "a number"}')
+    low, high = LEAST_MOST.get(name, (0., 1e6)) # the last for the weight of a loss term
+    if not low <= value <= high: raise BadInput(f'{name}: {value!r} lies outside {low} to {high}')
+    return kind(value)
+
+def as_text(name: str, value: Any) -> str:
+    "Text that a file name or a table can hold. Raises `BadInput` where `value` is none."
+    if isinstance(value, PurePath): value = str(value)
+    if not isinstance(value, str): raise BadInput(f'{name}: {repr(value)[:80]} is not text')
+    if not value or not value.isprintable() or len(value) > 4096:
+        raise BadInput(f'{name}: {repr(value[:80])} is empty, too long, or holds a character that cannot be printed')
+    return value
+
+def as_weights(weights: Any) -> dict[str, float]:
+    "Loss terms and their weights, by name. Raises `BadInput` at a term that is not known, or a weight that is no number from 0."
+    if not isinstance(weights, dict): raise BadInput(f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
+    for term in weights: check_choice('weights', term, LOSSES)
+    if not weights: raise BadInput('weights: no loss term is given, so there is nothing to train')
+    found = {term: as_number(f'weights: {term}', weight, float) for term, weight in weights.items()}
+    if not any(found.values()): raise BadInput('weights: all are zero, so there is nothing to train')
+    return found
+
+def as_augmentations(names: Any) -> tuple[str, ...]:
+    "Names of augmentations, each once. Raises `BadInput` at one that is not known, or is there twice."
+    if not isinstance(names, (list, tuple)): raise BadInput(f'augmentations: {repr(names)[:80]} is not a list of names')
+    for name in names: check_choice('augmentations', name, AUGMENTATIONS)
+    if len(set(names)) < len(names): raise BadInput(f'augmentations: {", ".join(names)} names one twice')
+    return tuple(names)
+
+# %% ../nbs/00_config.ipynb #a411bdaf
+def with_types(e: Experiment) -> Experiment:
+    "The same with the types that the fields declare. Raises `BadInput` where a value does not fit its field."
+    found = {}
+    for f in fields(Experiment):
+        value = getattr(e, f.name)
+        if f.name == 'weights': found[f.name] = as_weights(value)
+        elif f.name == 'augmentations': found[f.name] = as_augmentations(value)
+        elif f.type in (int, float): found[f.name] = as_number(f.name, value, f.type)
+        elif f.type is str: found[f.name] = as_text(f.name, value)
+        elif isinstance(value, bool): found[f.name] = value
+        else: raise BadInput(f'{f.name}: {repr(value)[:80]} is neither True nor False')
+    return Experiment(**found)
+
+def check_experiment(e: Experiment) -> Experiment: # with the types that the fields declare
+    "Raise `BadInput` where a field of `e` is invalid, or two contradict each other."
+    e = with_types(e)
+    for name, choices in (('setup', SETUPS), ('protocol', PROTOCOLS), ('objective', OBJECTIVES), ('selection', SELECTIONS)):
+        check_choice(name, getattr(e, name), choices)
     setup = SETUPS[e.setup]
+    if e.source == e.target:
+        raise BadInput(f'target: {e.target} is the source, too; its labels would be trained on, so name another corpus')
+    if e.fold >= e.folds: raise BadInput(f'fold: {e.fold} is not one of the {e.folds} folds, 0 to {e.folds - 1}')
     if not (setup.source and setup.target):
         for term in e.weights:
-            if term in COMPARING: raise BadInput(f'weights: {term} compares two corpora, and {e.setup} trains on one; use another setup')
+            if term in COMPARING:
+                raise BadInput(f'weights: {term} compares two corpora, and {e.setup} trains on one; use another setup')
     if e.selection != 'valid_war' and not (setup.source and setup.target and not setup.target_labels):
         raise BadInput(f'selection: {e.selection} looks at unlabelled target audio, and {e.setup} has none; use valid_war')
-    for name in ('warm_start', 'epoch_steps'):
-        if getattr(e, name) < 0: raise BadInput(f'{name}: {getattr(e, name)} is below zero; use 0 for none')
-    if not 0 < e.confidence < 1: raise BadInput(f'confidence: {e.confidence} is not a probability between 0 and 1')
     if 'contrastive' in e.weights and e.views < 2: raise BadInput('views: the contrastive term needs at least 2')
     if e.views > 1 and not e.augmentations: raise BadInput('augmentations: further views need at least one')
+    if e.warm_start and e.freeze_encoder: raise BadInput('warm_start: a frozen encoder cannot be trained; thaw it, or use 0')
+    if e.warm_start and e.objective == 'ptapt' and e.warm_start < 3:
+        raise BadInput(f'warm_start: {e.warm_start} epochs are too few for ptapt, which needs 3')
     return e
 
 # %% ../nbs/00_config.ipynb #b59ab0c1
 def content_hash(value) -> str: # 12 hexadecimal digits
     "A hash of anything that JSON can write, independent of the order of keys."
-    text = json.dumps(value, sort_keys=True, separators=(',', ':'))
+    text = json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def method_name(weights: dict) -> str: # a key of METHODS, or the weights spelt out
@@ -160,9 +215,17 @@ def describe(e: Experiment) -> str: # the method's name, and what else is switch
     extras = {'standardised': e.standardise, f'{e.objective} {e.warm_start}': e.warm_start, f'by {e.selection}': e.selection != 'valid_war'}
     return ', '.join([method_name(e.weights), *(name for name, used in extras.items() if used)])
 
+def check_fields(given, what: str = 'settings') -> None:
+    "Raise `BadInput`, naming the nearest, at a name that is no field of an experiment."
+    for name in given: check_choice(what, name, [f.name for f in fields(Experiment)])
+
 def from_dict(d: dict) -> Experiment:
-    "The experiment that `asdict` wrote, as JSON brings it back."
-    return Experiment(**{**d, 'augmentations': tuple(d['augmentations'])})
+    "The experiment that `asdict` wrote, as JSON brings it back. Raises `BadInput` where a field is missing, unknown or invalid."
+    if not isinstance(d, dict): raise BadInput(f'experiment: {repr(d)[:80]} is not a mapping of fields to values')
+    check_fields(d, 'experiment')
+    if missing := [f.name for f in fields(Experiment) if f.name not in d]:
+        raise BadInput(f'experiment: has no {", no ".join(missing)}; it was written by another version of cdser')
+    return check_experiment(Experiment(**d))
 
 # %% ../nbs/00_config.ipynb #6565caaa
 ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
@@ -176,9 +239,10 @@ def main_experiments(pairs: list[tuple[str, str]], # (source, target)
                      **settings,                   # other fields of Experiment
                     ) -> list[Experiment]:
     "Every row of the main table, for every pair and seed."
-    if seeds < 0: raise BadInput(f'seeds: {seeds} must be above zero')
+    check_fields(settings)
+    if type(seeds) is not int or not 0 <= seeds <= 10**6: raise BadInput(f'seeds: {seeds!r} is not a whole number from 0')
     planned = [Experiment(s, t, setup, METHODS[method], **{**settings, **plans.get(t, {})}) for s, t in pairs for setup, method in rows]
-    return [spread(replace(e, seed=seed)) for e in planned for seed in range(seeds or e.folds)]
+    return [check_experiment(spread(replace(e, seed=seed))) for e in planned for seed in range(seeds or e.folds)]
 
 def ablation_experiments(pairs, seeds: int, plans: dict[str, dict] = {}, **settings) -> list[Experiment]:
     "The rows that the ablation adds to the main table."
@@ -207,6 +271,7 @@ PROFILES = {
 # %% ../nbs/00_config.ipynb #f19fb8b6
 def parse_pairs(pairs: str) -> list[tuple[str, str]]: # (source, target)
     "Read 'a>b,b>a'. Raises `BadInput` where a pair is not two different names joined by '>'."
+    if not isinstance(pairs, str): raise BadInput(f"pairs: {pairs!r} is not text; write 'emodb>urdu,urdu>emodb'")
     found = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]
     for pair in found:
         if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'BLOCK', 'HEARD', 'Views', 'augment_batches', 'make_views', 'Progress', 'hidden', 'mixed_precision', 'step',
-           'make_optimiser', 'rate', 'hear', 'tell', 'predict', 'deal', 'schedule', 'train', 'looks_at_training',
-           'even_priors', 'summary', 'judge']
+           'make_optimiser', 'rate', 'hear', 'tell', 'predict', 'blocks', 'from_states', 'deal', 'schedule', 'Training',
+           'random_states', 'set_random_states', 'Diverged', 'check_losses', 'train_epoch', 'train', 'end_epoch',
+           'looks_at_training', 'even_priors', 'summary', 'judge']
 
 # %% ../nbs/20_train.ipynb #3c3b60bf
-import copy, time
+import copy, math, time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from .audio import AudioStore
 from .augment import random_view
 from .batches import SOURCE, TARGET, Batch, Utterances, collate, fill_batches, merge, turns
+from .checkpoints import Checkpoints, from_json, to_json
 from .config import COMPARING, HIDDEN, LABELS, LOSSES, PROPOSED, SAMPLE_RATE, BadInput, Experiment
 from .evaluate import uar, war
 from .losses import augmentation_loss, emotion_loss, estimate_prior, information_maximisation, nt_xent, supervised_contrastive
@@ -154,35 +156,150 @@ def predict(model: Recogniser, store: AudioStore, rows: np.ndarray, budget: floa
 # %% ../nbs/20_train.ipynb #8d0b70d6
 BLOCK = 60. # seconds of original audio that are augmented together
 
+def blocks(training: list[Utterances],
+           steps: list[list[tuple[int, np.ndarray]]], # a step: which corpus, positions in its rows; one or both corpora
+          ) -> list[list[list[tuple[int, np.ndarray]]]]:
+    "Steps, in their order, in groups whose views are made together."
+    found, block, seconds = [], [], 0.
+    for batch in steps:
+        block.append(batch)
+        seconds += sum(int(training[which].store.lengths[training[which].rows[at]].sum()) for which, at in batch) / SAMPLE_RATE
+        if seconds < BLOCK: continue
+        found.append(block)
+        block, seconds = [], 0.
+    return found + [block] * bool(block)
+
+def from_states(training: list[Utterances], batch: list[tuple[int, np.ndarray]], known: list[Tensor], device: str) -> Views:
+    "A batch whose states a frozen encoder has made before."
+    rows = [(training[which], at) for which, at in batch]
+    labels = torch.from_numpy(np.concatenate([corpus.labels[at] for corpus, at in rows])).to(device)
+    lengths = torch.from_numpy(np.concatenate([corpus.store.lengths[corpus.rows[at]] for corpus, at in rows]))
+    domains = torch.cat([torch.full((len(at),), corpus.domain, device=device) for corpus, at in rows])
+    states = torch.cat([known[which][at] for which, at in batch])
+    return Views(torch.empty(0), lengths, torch.zeros_like(labels), labels, domains, states)
+
 def deal(training: list[Utterances],
-         steps: list[list[tuple[int, np.ndarray]]], # a step: which corpus, positions in its rows; one or both corpora
+         block: list[list[tuple[int, np.ndarray]]], # steps, of `blocks`
          known: list[Tensor] | None,          # the states of each corpus's utterances, where a frozen encoder has made them
          e: Experiment,
          generator: torch.Generator,          # on the CPU; draws every augmentation
          device: str,
         ) -> Iterator[tuple[int, Views]]:     # which corpus comes first in the step, and its batch in all versions
-    "The batches of an epoch."
-    block, seconds = [], 0.
-    for i, step in enumerate(steps):
-        if known:
-            labels = torch.from_numpy(np.concatenate([training[which].labels[at] for which, at in step])).to(device)
-            lengths = torch.from_numpy(np.concatenate([training[which].store.lengths[training[which].rows[at]] for which, at in step]))
-            domains = torch.cat([torch.full((len(at),), training[which].domain, device=device) for which, at in step])
-            states = torch.cat([known[which][at] for which, at in step])
-            yield step[0][0], Views(torch.empty(0), lengths, torch.zeros_like(labels), labels, domains, states)
-            continue
-        block.append((step[0][0], merge([training[which].collate(at, device) for which, at in step])))
-        seconds += block[-1][1].lengths.sum().item() / SAMPLE_RATE
-        if seconds < BLOCK and i < len(steps) - 1: continue
-        whose, batches = zip(*block)
-        yield from zip(whose, augment_batches(list(batches), e, generator))
-        block, seconds = [], 0.
+    "The batches of a block."
+    whose = [batch[0][0] for batch in block]
+    if known: yield from zip(whose, (from_states(training, batch, known, device) for batch in block))
+    else:
+        batches = [merge([training[which].collate(at, device) for which, at in batch]) for batch in block]
+        yield from zip(whose, augment_batches(batches, e, generator))
 
 def schedule(training: list[Utterances], e: Experiment, rng: np.random.Generator) -> Iterator[list[tuple[int, np.ndarray]]]:
     "The steps, without end: source and target in turn, or half a batch of each where a loss term compares them."
     compared = len(training) if set(e.weights) & set(COMPARING) else 1
     dealt = turns(training, e.batch_seconds / compared, rng)
     while True: yield list(islice(dealt, compared))
+
+# %% ../nbs/20_train.ipynb #bc887cf8
+@dataclass
+class Training:
+    "A training under way: all that decides how it goes on."
+    model: Recogniser
+    optimiser: torch.optim.AdamW
+    generator: torch.Generator       # draws every augmentation
+    progress: Progress
+    epoch: int = 0                   # the one under way
+    step: int = 0                    # how many of its steps are done
+    totals: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict) # of the epoch: (term, which corpus) -> a value a step
+    losses: list[Tensor] = field(default_factory=list) # of the epoch: the loss of every step
+    audio_seconds: float = 0.        # of original recordings, and
+    seconds: float = 0.              # what training on them took, in the epoch
+    history: list[dict] = field(default_factory=list)
+    best: float = -math.inf          # the highest score of an epoch
+    best_epoch: int = 0
+    kept: dict[str, Tensor] | None = None # the weights of that epoch
+
+    def tensors(self) -> dict[str, Tensor]:
+        "What a checkpoint holds of it, by name."
+        moments = {f'{i}.{name}': x for i, state in self.optimiser.state_dict()['state'].items() for name, x in state.items()}
+        parts = dict(model=self.model.state_dict(), kept=self.kept or {}, optimiser=moments, random=random_states(self.generator),
+                     totals={f'{which}.{name}': torch.stack(values) for (name, which), values in self.totals.items()},
+                     losses={'all': torch.stack(self.losses)} if self.losses else {}, progress={'priors': self.progress.priors})
+        return {f'{part}.{name}': x for part, found in parts.items() for name, x in found.items()}
+
+    def facts(self) -> dict:
+        "The rest of it, for JSON."
+        names = ('epoch', 'step', 'audio_seconds', 'seconds', 'history', 'best', 'best_epoch')
+        return to_json({name: getattr(self, name) for name in names})
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
+        "Go back to where a checkpoint was written."
+        device = self.progress.priors.device
+        def part(prefix): return {name.removeprefix(f'{prefix}.'): x.to(device) for name, x in tensors.items() if name.startswith(f'{prefix}.')}
+        self.model.load_state_dict(part('model'))
+        self.kept = part('kept') or None
+        moments = {}
+        for name, x in part('optimiser').items(): moments.setdefault(int(name.split('.')[0]), {})[name.split('.')[1]] = x
+        self.optimiser.load_state_dict({'state': moments, 'param_groups': self.optimiser.state_dict()['param_groups']})
+        set_random_states(part('random'), self.generator)
+        self.totals = {(name.split('.', 1)[1], int(name.split('.')[0])): list(x) for name, x in part('totals').items()}
+        self.losses = list(part('losses').get('all', []))
+        self.progress.priors = part('progress')['priors']
+        for name, value in from_json(facts).items(): setattr(self, name, value)
+
+def random_states(generator: torch.Generator) -> dict[str, Tensor]: # each uint8
+    "The states of all that draws random numbers: augmentation, and dropout on each device."
+    devices = {f'cuda{i}': state for i, state in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
+    return {'generator': generator.get_state(), 'cpu': torch.get_rng_state(), **devices}
+
+def set_random_states(states: dict[str, Tensor], generator: torch.Generator) -> None:
+    "Undo `random_states`."
+    generator.set_state(states['generator'].cpu())
+    torch.set_rng_state(states['cpu'].cpu())
+    for i in range(torch.cuda.device_count()):
+        if f'cuda{i}' in states: torch.cuda.set_rng_state(states[f'cuda{i}'].cpu(), i)
+
+# %% ../nbs/20_train.ipynb #fd996d98
+class Diverged(BadInput):
+    "The loss of a step, or what a model says after training, is not finite."
+    def __init__(self, message: str, epoch: int = -1, step: int = -1,
+                 batch: list[tuple[int, np.ndarray]] = ()): # SOURCE or TARGET, and rows of that corpus's store
+        super().__init__(message)
+        self.epoch, self.step, self.batch = epoch, step, batch
+
+def check_losses(now: Training, losses: list[Tensor], # of the last steps that were done
+                 training: list[Utterances], steps: list[list[tuple[int, np.ndarray]]]) -> None:
+    "Raise `Diverged` at the first step of the epoch whose loss is not finite."
+    finite = torch.isfinite(torch.stack(losses)).cpu()
+    if finite.all(): return
+    at = now.step - len(losses) + int(finite.logical_not().nonzero()[0, 0])
+    batch = [(training[which].domain, training[which].rows[rows]) for which, rows in steps[at]]
+    raise Diverged(f'epoch {now.epoch}, step {at}: the loss is {now.losses[at].item()}; lower encoder_lr or head_lr', now.epoch, at, batch)
+
+# %% ../nbs/20_train.ipynb #e2c624c0
+def train_epoch(now: Training,
+                e: Experiment,
+                training: list[Utterances],
+                steps: list[list[tuple[int, np.ndarray]]], # of the epoch; those that are done are skipped
+                known: list[Tensor] | None, # as of `deal`
+                device: str,
+                checkpoints: Checkpoints) -> None:
+    "The steps of an epoch. Raises `Diverged`."
+    now.model.train()
+    for block in blocks(training, steps[now.step:]):
+        start = time.perf_counter()
+        for which, views in deal(training, block, known, e, now.generator, device):
+            now.progress.done = (now.epoch + (now.step + .5) / len(steps)) / e.epochs
+            for group in now.optimiser.param_groups: group['lr'] = group['peak'] * rate(now.progress.done, e.warmup)
+            said = step(now.model, now.optimiser, views, e, now.progress)
+            for name, value in said.items(): now.totals.setdefault((name, which), []).append(value)
+            now.losses.append(said['loss'])
+            now.audio_seconds += views.lengths[:len(views.lengths) // e.views].sum().item() / SAMPLE_RATE
+            now.step += 1
+        now.seconds += time.perf_counter() - start
+        if device == 'cpu': check_losses(now, now.losses[-len(block):], training, steps)
+        if checkpoints.due:
+            check_losses(now, now.losses, training, steps)
+            checkpoints.save(now.tensors(), now.facts())
+    check_losses(now, now.losses, training, steps)
 
 # %% ../nbs/20_train.ipynb #687877b3
 def train(e: Experiment,
@@ -193,37 +310,40 @@ def train(e: Experiment,
           steps: int,                 # on each corpus, in an epoch
           device: str = 'cpu',
           progress: bool = True,      # show a bar
+          checkpoints: Checkpoints | None = None, # where to go on from, and where to write; None: neither
          ) -> tuple[pd.DataFrame, int]: # a row an epoch, and the best epoch
-    "Train `model` on source and target, and keep the epoch that `e.selection` likes best."
+    "Train `model` on source and target, and keep the epoch that `e.selection` likes best. Raises `Diverged`."
     model.to(device)
-    optimiser = make_optimiser(model, e)
-    rng, generator = np.random.default_rng([e.seed, e.fold]), torch.Generator().manual_seed(e.seed)
-    dealt, steps, state = schedule(training, e, rng), steps * len(training), Progress(priors=even_priors(training, device))
+    checkpoints = checkpoints or Checkpoints(None)
+    now = Training(model, make_optimiser(model, e), torch.Generator().manual_seed(e.seed), Progress(priors=even_priors(training, device)))
+    dealt, steps = schedule(training, e, np.random.default_rng([e.seed, e.fold])), steps * len(training)
     heard = lambda part: hear(model, part.store, part.rows, device=device)
     parts = [valid, test, *(corpus.at_most(HEARD) for corpus in training if looks_at_training(e, training))]
     frozen = [heard(part) for part in parts] if e.freeze_encoder else None
     known = [heard(corpus) for corpus in training] if e.freeze_encoder and e.views == 1 else None
-    history, best, best_epoch, kept = [], -np.inf, 0, None
-    with torch.random.fork_rng(), tqdm(range(e.epochs), desc='epochs', disable=not progress, leave=False) as bar:
+    with torch.random.fork_rng(), tqdm(total=e.epochs, desc='epochs', disable=not progress, leave=False) as bar:
         torch.manual_seed(e.seed) # dropout
-        for number in bar:
-            start, model = time.perf_counter(), model.train()
-            totals, audio_seconds = {}, 0.
-            for i, (which, views) in enumerate(deal(training, list(islice(dealt, steps)), known, e, generator, device)):
-                state.done = (number + (i + .5) / steps) / e.epochs
-                for group in optimiser.param_groups: group['lr'] = group['peak'] * rate(state.done, e.warmup)
-                for name, value in step(model, optimiser, views, e, state).items(): totals.setdefault((name, which), []).append(value)
-                audio_seconds += views.lengths[:len(views.lengths) // e.views].sum().item() / SAMPLE_RATE
-            row = {'epoch': number, **summary(totals), 'audio_seconds': audio_seconds, 'seconds': time.perf_counter() - start}
-            row |= judge(model, parts, frozen or [heard(part) for part in parts], state)
-            history.append(row)
-            if not np.isfinite(row['loss']): raise BadInput(f'epoch {number}: the loss is {row["loss"]}; lower encoder_lr or head_lr')
-            score = row[e.selection] * CRITERIA[e.selection]
-            if score >= best: best, best_epoch, kept = score, number, copy.deepcopy(model.state_dict())
-            bar.set_postfix(loss=f'{row["loss"]:.2f}', valid=f'{row["valid_war"]:.0%}')
-            if number - best_epoch >= e.patience: break
-    model.load_state_dict(kept)
-    return pd.DataFrame(history), best_epoch
+        if saved := checkpoints.load(): now.restore(*saved)
+        bar.update(now.epoch)
+        for _ in islice(dealt, now.epoch * steps): pass
+        while now.epoch < e.epochs and now.epoch - 1 - now.best_epoch < e.patience:
+            train_epoch(now, e, training, list(islice(dealt, steps)), known, device, checkpoints)
+            end_epoch(now, e, parts, frozen or [heard(part) for part in parts])
+            bar.update()
+            bar.set_postfix(loss=f'{now.history[-1]["loss"]:.2f}', valid=f'{now.history[-1]["valid_war"]:.0%}')
+            if checkpoints.due: checkpoints.save(now.tensors(), now.facts())
+    if now.kept is None: raise Diverged(f'{e.selection}: is no number in any epoch; choose another selection')
+    model.load_state_dict(now.kept)
+    return pd.DataFrame(now.history), now.best_epoch
+
+def end_epoch(now: Training, e: Experiment, parts: list[Utterances], states: list[Tensor]) -> None: # as of `judge`
+    "Write down what an epoch has come to, keep its weights if it is the best, and turn to the next."
+    row = {'epoch': now.epoch, **summary(now.totals), 'audio_seconds': now.audio_seconds, 'seconds': now.seconds}
+    row |= judge(now.model, parts, states, now.progress)
+    now.history.append(row)
+    score = row[e.selection] * CRITERIA[e.selection]
+    if score >= now.best: now.best, now.best_epoch, now.kept = score, now.epoch, copy.deepcopy(now.model.state_dict())
+    now.epoch, now.step, now.totals, now.losses, now.audio_seconds, now.seconds = now.epoch + 1, 0, {}, [], 0., 0.
 
 # %% ../nbs/20_train.ipynb #69ede02e
 HEARD = 300 # training recordings of a corpus that are listened to again after each epoch, at most
