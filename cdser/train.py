@@ -198,7 +198,7 @@ def schedule(training: list[Utterances], e: Experiment, rng: np.random.Generator
     dealt = turns(training, e.batch_seconds / compared, rng)
     while True: yield list(islice(dealt, compared))
 
-# %% ../nbs/20_train.ipynb #bc887cf8
+# %% ../nbs/20_train.ipynb #e8a928e3
 @dataclass
 class Training:
     "A training under way: all that decides how it goes on."
@@ -240,7 +240,8 @@ class Training:
         for name, x in part('optimiser').items(): moments.setdefault(int(name.split('.')[0]), {})[name.split('.')[1]] = x
         self.optimiser.load_state_dict({'state': moments, 'param_groups': self.optimiser.state_dict()['param_groups']})
         set_random_states(part('random'), self.generator)
-        self.totals = {(name.split('.', 1)[1], int(name.split('.')[0])): list(x) for name, x in part('totals').items()}
+        totals = sorted(part('totals').items()) # by corpus, as they came: a mean rounds by the order of its terms
+        self.totals = {(name.split('.', 1)[1], int(name.split('.')[0])): list(x) for name, x in totals}
         self.losses = list(part('losses').get('all', []))
         self.progress.priors = part('progress')['priors']
         for name, value in from_json(facts).items(): setattr(self, name, value)
