@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'ABLATION_ROWS', 'CAPTION', 'cell', 'pairs_of', 'summarise', 'compare_methods', 'table1', 'table2',
-           'table_methods', 'with_interval', 'words', 'readable', 'markdown', 'write_table']
+           'table_methods', 'with_interval', 'words', 'readable', 'markdown', 'computed_on', 'write_table']
 
 # %% ../nbs/31_report.ipynb #64832764
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from .config import ABLATIONS, LABELS, ROWS, BadInput
 from .evaluate import compare, estimate, holm, recalls, war
+from .files import write_file, writing
 
 # %% ../nbs/31_report.ipynb #58ec731e
 KEYS = ['source', 'target', 'setup', 'method', 'shots']
@@ -45,7 +46,8 @@ def summarise(said: pd.DataFrame, baseline: pd.DataFrame, name: str) -> dict:
     mean_war, *mean_recalls = 100 * pd.DataFrame(by_run).mean() # of the runs in which an emotion occurs
     return dict(**{k: key[k] for k in KEYS[:4]}, **percent('uar', e.mean, e.low, e.high), war_mean=mean_war, runs=e.runs, **difference,
                 validated_on=said.validated_on.iloc[0], seeds=said.seed.nunique(), folds=said.fold.nunique(), speakers=e.speakers,
-                shots=key['shots'], **{f'recall_{word}': recall for word, recall in zip(LABELS, mean_recalls)})
+                shots=key['shots'], processors='; '.join(sorted(set(said.processor))) if 'processor' in said else '',
+                **{f'recall_{word}': recall for word, recall in zip(LABELS, mean_recalls)})
 
 # %% ../nbs/31_report.ipynb #aedcdf04
 def compare_methods(said: pd.DataFrame,         # of runs.gather
@@ -123,6 +125,11 @@ def markdown(table: pd.DataFrame) -> str:
     lines = [table.columns, ['---'] * len(table.columns), *table.map(str).to_numpy()]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
+def computed_on(table: pd.DataFrame) -> str: # '' where one processor computed all, or none is known
+    "A sentence for the caption of a table that mixes runs of several processors."
+    names = sorted({name for cell in table.get('processors', pd.Series(dtype=str)).dropna() for name in cell.split('; ') if name})
+    return f' Runs of {len(names)} processors are mixed, whose last bits may differ: {"; ".join(names)}.' if len(names) > 1 else ''
+
 def write_table(table: pd.DataFrame, # of `compare_methods`
                 folder: Path, # made where it is missing
                 name: str,    # of the two files, without suffix
@@ -130,7 +137,7 @@ def write_table(table: pd.DataFrame, # of `compare_methods`
                ) -> Path:     # of the CSV file
     "Write a table as CSV, to four decimal places, and as Markdown."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f'{name}.csv', index=False, float_format='%.4f', lineterminator='\n')
-    (folder / f'{name}.md').write_text(f'{caption}\n\n{markdown(readable(table))}', encoding='utf-8')
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / f'{name}.csv', table.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
+    write_file(folder / f'{name}.md', f'{caption}{computed_on(table)}\n\n{markdown(readable(table))}')
     return folder / f'{name}.csv'

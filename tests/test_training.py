@@ -11,6 +11,7 @@ import cdser.train
 from cdser.batches import Utterances, fill_batches
 from cdser.config import (AUGMENTATIONS, COMPARING, HIDDEN, METHODS, SAMPLE_RATE, SELECTIONS, SETUPS, BadInput, Experiment,
                           check_experiment)
+from cdser.encoder import encoder_digest
 from cdser.evaluate import war
 from cdser.model import build
 from cdser.runs import Recordings, fit, make_parts, open_recordings, run_id, warm_up
@@ -30,7 +31,7 @@ def trained(e: Experiment, source: Recordings, target: Recordings, runs_dir: Pat
     "The weights and the history of a training on one thread; a warm start is kept in `runs_dir`."
     torch.set_num_threads(1)
     parts, model = make_parts(e, source, target), build(e)
-    if e.warm_start: warm_up(model, e, parts, runs_dir, 'cpu')
+    if e.warm_start: warm_up(model, e, parts, runs_dir, 'cpu', encoder_digest(e.encoder))
     history, best = train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     return model.state_dict(), history, best, parts
 
@@ -46,7 +47,7 @@ def shuffled(recordings: Recordings, fixed=()) -> Recordings:
     dealt = table.label.copy()
     dealt[free.index] = free.groupby('speaker').label.transform(lambda labels: rng.permutation(labels.to_numpy()))
     assert (dealt != table.label).mean() > .3
-    return Recordings(replace(recordings.corpus, table=table.assign(label=dealt)), recordings.store)
+    return replace(recordings, corpus=replace(recordings.corpus, table=table.assign(label=dealt)))
 
 
 def drawn_up_to_the_last_shot(e: Experiment, source: Recordings, target: Recordings) -> np.ndarray:
