@@ -3,7 +3,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
 if WORKERS > 1: # torch reads this once, when it is imported; kernels of notebooks inherit it
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 

@@ -39,7 +39,7 @@ from numpy.random import Generator
 from cdser.config import BadInput
 
 SEED = 2026
-SCALE = int(os.environ.get('CDSER_FUZZ', 1)) # how many times the short form
+SCALE = int(os.environ.get('CDSER_FUZZ', '1')) # how many times the short form
 SECONDS = 5 if SCALE > 1 else 60             # for one question; in the short form, on a busy machine, only a hang is a fault
 MEMORY = 1024                                # MiB that one question may take
 AREAS = ('manifests', 'splits', 'label maps', 'readers', 'audio headers', 'experiments', 'run folders', 'downloads')

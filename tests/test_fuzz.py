@@ -540,9 +540,9 @@ def spoil(rng: Generator, i: int, path: Path, text: bytes, link_out: str = '') -
     return 'read' if what in ('inside', *SAME) else ''
 
 
-def put_corpus(corpus: Path, recordings, files: dict[str, bytes] = {}, audio: bytes = b'x') -> None:
+def put_corpus(corpus: Path, recordings, files: dict[str, bytes] | None = None, audio: bytes = b'x') -> None:
     "Recordings, and other files."
-    for path, content in {**dict.fromkeys(recordings, audio), **files}.items():
+    for path, content in {**dict.fromkeys(recordings, audio), **(files or {})}.items():
         (corpus / path).parent.mkdir(parents=True, exist_ok=True)
         (corpus / path).write_bytes(content)
 
