@@ -2,7 +2,10 @@
 PYTHON ?= python3
 RUN := .venv/bin
 
-.PHONY: reproduce evidence test lab bench clean
+# processes that share the tests; each takes up to 3 GB
+JOBS ?= 2
+
+.PHONY: reproduce evidence test fuzz lint audit lab bench clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: .venv/ready ## every table and figure on generated speech, into paper_figures/demo
@@ -16,8 +19,20 @@ evidence: reproduce ## labels, weights, pairs of corpora, rivals and the ledger 
 		$(RUN)/papermill --log-output --no-progress-bar nbs/$$name.ipynb paper_figures/demo/$$name.ipynb || exit 1; done
 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
-	$(RUN)/nbdev_test --path nbs --n_workers 1
-	$(RUN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN)/nbdev_test --path nbs --n_workers $(JOBS)
+	$(RUN)/python -m pytest tests -n $(JOBS) --dist loadgroup
+
+CDSER_FUZZ ?= 6
+
+fuzz: .venv/ready ## more than 20,000 inputs for whatever reads what others wrote, within limits; 15 minutes on two cores
+	CDSER_FUZZ=$(CDSER_FUZZ) $(RUN)/python -m pytest tests -m fuzz -n $(JOBS) --dist loadgroup
+
+lint: .venv/ready ## faults that can be seen without running anything
+	$(RUN)/ruff check
+
+audit: .venv/ready ## known weaknesses of what is installed, where a service that knows them can be reached
+	$(RUN)/python -m pip check
+	$(RUN)/python .ci/audit.py
 
 lab: .venv/ready ## the book in JupyterLab
 	$(RUN)/jupyter lab nbs

@@ -36,7 +36,7 @@ import torch
 import torch_audiomentations as T
 from torchaudio.transforms import SpeedPerturbation
 
-from cdser.augment import ROOM_TAPS, pad, random_view, room_responses, seeds, uniform
+from cdser.augment import pad, random_view, room_responses, seeds, uniform
 from cdser.config import AUGMENTATIONS, SAMPLE_RATE
 from cdser.corpora import released
 from cdser.synthetic import STUDIO_A, generate

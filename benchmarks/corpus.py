@@ -50,7 +50,7 @@ def run_step(step: str, root: Path, runs_dir: Path) -> None:
     else: from cdser.runs import open_recordings
     start = time.perf_counter()
     if step == 'verify': assert verify('large', root / 'large', progress=False).ok
-    else: open_recordings('large', root, runs_dir, 15.).digest
+    else: assert open_recordings('large', root, runs_dir, 15.).digest
     seconds = time.perf_counter() - start
     print(json.dumps(dict(seconds=seconds, peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)))
 

@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import soundfile as sf
 
-from cdser.audio import AudioStore, as_float, fingerprint, open_store, resample
+from cdser.audio import as_float, fingerprint, open_store, resample
 from cdser.config import SAMPLE_RATE
 from cdser.corpora import load_corpus, released
 from corpus import write_corpus

@@ -91,9 +91,9 @@ def peak(device: str = 'cpu') -> float:
     return int(next(line for line in status.splitlines() if line.startswith('VmHWM')).split()[1]) / 2**20
 
 
-def show(found: dict[str, list[float]], unit: str, compared: dict[str, dict[str, float]] = {}) -> None:
+def show(found: dict[str, list[float]], unit: str, compared: dict[str, dict[str, float]] | None = None) -> None:
     "Print medians, spread and ratios."
     for name, values in found.items():
         line = f'{name:44}{np.median(values):10.4g} {unit} ({min(values):.4g} to {max(values):.4g})'
-        if name in compared: line += '   ours is {median:.2f} x ({low:.2f} to {high:.2f})'.format(**compared[name])
+        if compared and name in compared: line += '   ours is {median:.2f} x ({low:.2f} to {high:.2f})'.format(**compared[name])
         print(line)
