@@ -118,7 +118,7 @@ def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
 # %% ../nbs/13_model.ipynb #434624ed
 def from_transformers(stock: Wav2Vec2ForSequenceClassification) -> Recogniser:
     "A recogniser whose emotion path is that of `stock`, which `to_transformers` made."
-    model = Recogniser(Encoder(stock.wav2vec2))
+    with torch.random.fork_rng(devices=[]): model = Recogniser(Encoder(stock.wav2vec2))
     for name in ('projector', 'classifier'): setattr(model, name, getattr(stock, name))
     model.encoder.layer_weights = stock.layer_weights
     return model.eval()
@@ -140,7 +140,7 @@ def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on
     said = read_json(folder / 'config.json')
     if said.get('id2label') != {str(i): word for i, word in enumerate(LABELS)}:
         raise BadInput(f"{folder / 'config.json'}: the classes are {shown(said.get('id2label'))}, not {', '.join(LABELS)} in this order")
-    if config.use_weighted_layer_sum is not True: raise BadInput(f"{folder / 'config.json'}: use_weighted_layer_sum is not set")
-    config.num_labels = len(LABELS)
+    if said.get('use_weighted_layer_sum') is not True: raise BadInput(f"{folder / 'config.json'}: use_weighted_layer_sum is not set")
+    config.use_weighted_layer_sum, config.num_labels = True, len(LABELS)
     config.id2label, config.label2id = dict(enumerate(LABELS)), {word: i for i, word in enumerate(LABELS)}
     return assemble(Wav2Vec2ForSequenceClassification, config, state, str(folder))

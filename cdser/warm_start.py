@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPAN', 'SHARE', 'FEWEST', 'KAPPA', 'CODEBOOK', 'DIVERSITY', 'TEMPERATURES', 'Part', 'CLUSTERS', 'span_frames',
            'draw_mask', 'contextual', 'quantise', 'contrast', 'Contrastive', 'deal', 'read', 'follow', 'hear_frames',
-           'pseudo_labels', 'Clusters', 'warm_start', 'check_warm_start']
+           'pseudo_labels', 'Clusters', 'warm_start', 'check_finite', 'check_warm_start']
 
 # %% ../nbs/15_warm_start.ipynb #4667f0df
 import math, time
@@ -236,7 +236,7 @@ def warm_start(backbone: Wav2Vec2Model,    # trained in place; what is frozen st
         def note(name, task, labels, epochs):
             for means in follow(task, backbone.train(), parts, labels, epochs, batch_seconds, lr, rng, device):
                 history.append({'epoch': len(history), 'objective': name, **means})
-                if not np.isfinite(means['loss']): raise BadInput(f'epoch {len(history) - 1}: the loss is {means["loss"]}; use a lower lr')
+                check_finite(backbone, history[-1], lr)
                 bar.update(); bar.set_postfix(loss=f'{means["loss"]:.2f}', accuracy=f'{means["accuracy"]:.0%}')
         try:
             note('tapt', Contrastive(backbone.config), None, first)
@@ -245,6 +245,13 @@ def warm_start(backbone: Wav2Vec2Model,    # trained in place; what is frozen st
                 note('ptapt', Clusters(backbone.config, labels), labels, epochs - first)
         finally: backbone.train(mode).set_attn_implementation(attention)
     return pd.DataFrame(history)
+
+def check_finite(backbone: Wav2Vec2Model, epoch: dict, lr: float) -> None:
+    "Raise `BadInput` where an epoch ended in a loss or in weights that are no numbers."
+    where = f"warm start, epoch {epoch['epoch']} ({epoch['objective']})"
+    help = f'nothing is kept; lower lr ({lr:g} here), or do without (warm_start=0)'
+    if not math.isfinite(epoch['loss']): raise BadInput(f"{where}: the loss is {epoch['loss']}; {help}")
+    if not torch.stack([p.isfinite().all() for p in backbone.parameters()]).all(): raise BadInput(f'{where}: weights are NaN or infinite; {help}')
 
 def check_warm_start(backbone: Wav2Vec2Model, parts: list[Part], objective: str, epochs: int) -> None:
     "Raise `BadInput` where there is nothing to train, nothing to hear, or too little time."
@@ -255,4 +262,4 @@ def check_warm_start(backbone: Wav2Vec2Model, parts: list[Part], objective: str,
         raise BadInput('parts: a corpus without utterances; give at least one, each with the rows that may be heard')
     if not any(p.requires_grad for p in backbone.parameters()): raise BadInput('backbone: every weight is frozen; thaw some to warm it up')
     if not hasattr(backbone, 'masked_spec_embed'):
-        raise BadInput('backbone: it has no vector for hidden frames; load it with a mask_time_prob above 0')
+        raise BadInput('backbone: it has no vector for hidden frames (masked_spec_embed); use a checkpoint with one and a mask_time_prob above 0')

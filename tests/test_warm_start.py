@@ -227,3 +227,25 @@ def test_what_cannot_be_done_is_refused(parts):
     with pytest.raises(BadInput, match='backbone'): start(frozen, parts)
     with pytest.raises(BadInput, match='mask_time_prob'): start(fresh(**NANO, mask_time_prob=0.), parts)
     with pytest.raises(BadInput, match='lower lr'): start(fresh(), parts, lr=1e6)
+
+
+def test_weights_that_end_as_no_numbers_are_an_error_though_the_loss_was_one(parts, monkeypatch):
+    step = torch.optim.AdamW.step
+    def last(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        self.param_groups[0]['params'][0].data.fill_(math.nan)
+    parts = [(store, rows[:1]) for store, rows in parts[:1]] # one batch an epoch, so the loss is from before
+    monkeypatch.setattr(torch.optim.AdamW, 'step', last)
+    with pytest.raises(BadInput, match=r'epoch 0 \(tapt\): weights are NaN.*lower lr') as caught:
+        warm_start(fresh(), parts, 'ptapt', epochs=3, seed=0, progress=False)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_the_callers_threads_and_precision_are_left_alone(parts, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        warm_start(fresh(), [(store, rows[:6]) for store, rows in parts], 'ptapt', epochs=3, seed=0, progress=False)
+        assert torch.get_num_threads() == threads and torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    finally: torch.set_num_threads(before)
