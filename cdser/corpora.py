@@ -219,7 +219,7 @@ class Corpus:
 
 def utterance_names(table: pd.DataFrame) -> list[str]: # (n,) path, or path#START-END
     "What tells the utterances of a corpus apart."
-    return [path if np.isnan(start) else f'{path}#{start:g}-{end:g}' for path, start, end in zip(table.path, table.start, table.end)]
+    return [path if np.isnan(start) else f'{path}#{start:.10g}-{end:.10g}' for path, start, end in zip(table.path, table.start, table.end)]
 
 def overlaps(table: pd.DataFrame) -> list[tuple[str, str]]: # two names
     "Utterances that share a part of a recording with one that begins before."

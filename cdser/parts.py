@@ -29,7 +29,7 @@ class Recordings:
     @cached_property
     def digest(self) -> str: # 12 hexadecimal digits
         "A hash of the audio, and of all that labels and splits are made of."
-        facts = self.corpus.table[['path', 'label', 'speaker', 'session', 'text_id']].fillna('').astype(str)
+        facts = self.corpus.table[['label', 'speaker', 'session', 'text_id']].assign(name=self.corpus.names)
         frozen = [split_hash(freeze(self.corpus.table, self.frozen))] if self.frozen else []
         return content_hash([self.files, facts.values.tolist(), *frozen])
 
@@ -53,7 +53,7 @@ def check_pair(source: Recordings, target: Recordings) -> None:
     "Raise `BadInput` where a recording is in both corpora."
     both = set(source.files) & set(target.files) - {''}
     if not both: return
-    one, other = (corpus.corpus.table.path.iloc[corpus.files.index(min(both))] for corpus in (source, target))
+    one, other = (corpus.corpus.names[corpus.files.index(min(both))] for corpus in (source, target))
     raise BadInput(f'target: {len(both)} recordings of {target.corpus.name} are in {source.corpus.name}, too, such as {other} ({one}); '
                    'their labels would be trained on, so keep each in one corpus')
 

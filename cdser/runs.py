@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from .audio import decoded
 from .checkpoints import Checkpoints
 from .config import LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, check_experiment, content_hash, describe
+from .corpora import write_csv
 from .encoder import encoder_digest, load_backbone
 from .evaluate import recalls, uar, war
 from .files import write_file, writing
@@ -44,9 +45,9 @@ def tell(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np
         p, z = predict(model, utterances.store, utterances.rows, device=device, domain=utterances.domain)
         if not (np.isfinite(p).all() and np.isfinite(z).all()):
             raise Diverged('the trained model says NaN; lower encoder_lr or head_lr', batch=[(utterances.domain, utterances.rows)])
-        facts = corpus.table.loc[utterances.rows, ['path', 'speaker']].reset_index(drop=True)
+        facts = corpus.table.assign(path=corpus.names).loc[utterances.rows, ['path', 'speaker']].reset_index(drop=True)
         facts = facts.assign(part=part, corpus=ROLES[utterances.domain], label=words[utterances.labels], prediction=words[p.argmax(1)])
-        tables.append(facts.join(pd.DataFrame(p.round(6), columns=[f'p_{word}' for word in LABELS])))
+        tables.append(facts.join(pd.DataFrame(p.astype(np.float64).round(6), columns=[f'p_{word}' for word in LABELS])))
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
@@ -166,7 +167,7 @@ def compute(planned: Planned, checkpoints: Checkpoints, runs_dir: Path, device: 
         for name, facts in (('config', config), ('metrics', measure(predictions, history, best_epoch, parts))):
             (draft / f'{name}.json').write_text(json.dumps(facts, indent=1, allow_nan=False))
         history.to_csv(draft / 'history.csv', index=False)
-        predictions.to_csv(draft / 'predictions.csv', index=False)
+        write_csv(predictions, draft / 'predictions.csv')
         np.save(draft / 'embeddings.npy', embeddings)
         save_stock(model.cpu(), draft / 'model')
     return write
@@ -174,7 +175,7 @@ def compute(planned: Planned, checkpoints: Checkpoints, runs_dir: Path, device: 
 def report_divergence(planned: Planned, err: Diverged, runs_dir: Path, device: str) -> BadInput:
     "Save what is needed to see a divergence again, and name the batch. The experiment is deterministic: run again, it ends the same way."
     of = {0: planned.source, 1: planned.target}
-    batch = [f'{of[domain].corpus.name}/{of[domain].corpus.table.path.iloc[row]}' for domain, rows in err.batch for row in rows]
+    batch = [f'{of[domain].corpus.name}/{of[domain].corpus.names[row]}' for domain, rows in err.batch for row in rows]
     file = Path(runs_dir) / 'diverged' / f'{planned.id}.json'
     facts = dict(error=str(err), epoch=err.epoch, step=err.step, batch=batch, experiment=asdict(planned.experiment),
                  identity=planned.identity, made_by=made_by(device))
@@ -310,7 +311,7 @@ def recognise(run: Run,
     def hear_waiting():
         said.append(predict(model, InMemory(waiting), np.arange(len(waiting)), device=device)[0])
         waiting.clear()
-    for samples in decoded([Path(path) for path in paths], run.experiment.max_seconds):
+    for samples in decoded([Path(path) for path in paths], None):
         waiting.append(samples)
         if sum(map(len, waiting)) > CHUNK * SAMPLE_RATE: hear_waiting()
     if waiting: hear_waiting()

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .checkpoints import Checkpoints
-from .config import BadInput, Experiment, content_hash, from_dict
+from .config import LABELS, BadInput, Experiment, content_hash, from_dict
+from .corpora import read_csv
 from .files import Claim, build_folder, sweep, writing
 from .identity import FORMAT, code_digest
 from .model import Recogniser, from_transformers, load_stock
@@ -89,8 +90,9 @@ class Run(Stored):
     def history(self) -> pd.DataFrame: return pd.read_csv(io.BytesIO(self.config and self.content('history.csv')))
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        content = io.BytesIO(self.config and self.content('predictions.csv'))
-        found = pd.read_csv(content, dtype=dict.fromkeys(TEXT, str), na_filter=False, float_precision='round_trip')
+        if self.config: self.content('predictions.csv')
+        numbers = {f'p_{word}': float for word in LABELS}
+        found = read_csv(self.folder / 'predictions.csv', (*TEXT, *numbers), numbers=numbers)
         return found.assign(corpus=found.corpus.map(self.names))
     @cached_property
     def embeddings(self) -> np.ndarray: # (rows of predictions, width) float32

@@ -23,6 +23,7 @@ from .augment import random_view
 from .batches import SOURCE, TARGET, Batch, Utterances, collate, fill_batches, merge, turns
 from .checkpoints import Checkpoints, from_json, to_json
 from .config import COMPARING, HIDDEN, LABELS, LOSSES, PROPOSED, SAMPLE_RATE, BadInput, Experiment
+from .encoder import long_states
 from .evaluate import uar, war
 from .losses import augmentation_loss, emotion_loss, estimate_prior, information_maximisation, nt_xent, supervised_contrastive
 from .model import Outputs, Recogniser, build
@@ -136,7 +137,7 @@ def hear(model: Recogniser,
     order, states = fill_batches(store.lengths[rows], budget), []
     for at in order:
         batch = collate(store, rows[at], np.zeros(len(at), dtype=np.int64), device) # labels play no part
-        with mixed_precision(batch.waveforms.device): states.append(model.encoder.states(batch.waveforms, batch.lengths))
+        with mixed_precision(batch.waveforms.device): states.append(long_states(model.encoder, batch.waveforms, batch.lengths))
     return torch.cat(states)[np.argsort(np.concatenate(order))]
 
 @torch.no_grad()
