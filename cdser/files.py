@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAFT', 'ABANDONED', 'SETTLED', 'BEAT', 'SILENT', 'shown', 'check_component', 'check_apart', 'writing', 'write_file',
            'this_machine', 'process_start', 'process_name', 'is_alive', 'sweep', 'build_folder', 'content_digest',
-           'stamp', 'read_kept', 'content_digests', 'Claim']
+           'stamp', 'read_kept', 'content_digests', 'watch_parent', 'Claim']
 
 # %% ../nbs/00_files.ipynb #5d50461a
 import hashlib, json, os, re, secrets, shutil, socket, threading, time
@@ -173,6 +173,14 @@ def content_digests(paths: list[Path],
             write_file(keep, f'{hashlib.sha256(text.encode()).hexdigest()}\n{text}')
         except (OSError, BadInput): pass # a folder that cannot be written to costs time, nothing else
     return [(known | made).get(name, '') for name in names]
+
+# %% ../nbs/00_files.ipynb #bb8e1f9b
+def watch_parent(parent: int) -> None: # its process number
+    "In a worker process: end it, at once, when its parent is gone."
+    def watch():
+        while os.getppid() == parent: time.sleep(.5)
+        os._exit(1) # nobody waits for what this process would say
+    threading.Thread(target=watch, name='watch parent', daemon=True).start()
 
 # %% ../nbs/00_files.ipynb #76e20eac
 BEAT, SILENT = 5, 60 # seconds between signs of life; and without one, after which another machine's claim is void

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'CHUNK', 'tell', 'measure', 'warm_up', 'quiet_and_on_one_thread', 'best_device', 'claimed', 'Planned',
-           'plan_run', 'run_id', 'compute', 'report_divergence', 'fit', 'make_run', 'watch_parent', 'work', 'grid',
-           'run_missing', 'records', 'gather', 'InMemory', 'recognise']
+           'plan_run', 'run_id', 'compute', 'report_divergence', 'fit', 'make_run', 'work', 'grid', 'run_missing',
+           'records', 'gather', 'InMemory', 'recognise']
 
 # %% ../nbs/30_runs.ipynb #df015f2d
-import json, multiprocessing, os, threading, time
+import json, os, time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +28,7 @@ from .config import LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, check_exp
 from .corpora import write_csv
 from .encoder import encoder_digest, load_backbone
 from .evaluate import recalls, uar, war
-from .files import write_file, writing
+from .files import watch_parent, write_file, writing
 from .identity import FORMAT, code_digest, identify, made_by
 from .model import Recogniser, build, save_stock
 from .parts import Parts, Recordings, make_parts, open_recordings
@@ -213,17 +213,8 @@ def make_run(planned: Planned, store: RunStore, runs_dir: Path, device: str, pro
     return True
 
 # %% ../nbs/30_runs.ipynb #b4d8bae8
-def watch_parent(parent: int) -> None:
-    "In a worker of a grid: end it, within a second, when the process that started the grid is gone."
-    if not multiprocessing.current_process().name.startswith('LokyProcess') or any(t.name == 'watch' for t in threading.enumerate()): return
-    def watch():
-        while os.getppid() == parent: time.sleep(.5)
-        os._exit(1) # nobody waits for what this process would say
-    threading.Thread(target=watch, name='watch', daemon=True).start()
-
-def work(e: Experiment, corpora_root: Path, runs_dir: Path, device: str, label_map: Path | None, wait: bool, parent: int) -> bool:
+def work(e: Experiment, corpora_root: Path, runs_dir: Path, device: str, label_map: Path | None, wait: bool) -> bool:
     "What a worker does: make a run, or leave it to whoever is at work on it already; whether it is there now."
-    watch_parent(parent)
     return make_run(plan_run(e, corpora_root, runs_dir, device, label_map), RunStore(runs_dir), runs_dir, device, progress=False, wait=wait)
 
 # %% ../nbs/30_runs.ipynb #017db7da
@@ -251,10 +242,11 @@ def run_missing(missing: dict[str, Experiment], store: RunStore, workers: int, w
     with tqdm(total=len(missing), desc='runs', disable=not missing) as bar:
         while missing:
             at_a_time, before = min(workers, len(missing)), len(missing)
-            jobs = [delayed(runs.work)(e, *where, wait, os.getpid()) for e in missing.values()]
+            jobs = [delayed(runs.work)(e, *where, wait) for e in missing.values()]
+            watched = dict(backend='loky', initializer=watch_parent, initargs=(os.getpid(),)) if at_a_time > 1 else {}
             finished = False
             try:
-                for done in Parallel(n_jobs=at_a_time, return_as='generator_unordered')(jobs): bar.update(done)
+                for done in Parallel(n_jobs=at_a_time, return_as='generator_unordered', max_nbytes=None, **watched)(jobs): bar.update(done)
                 finished = True
             except TerminatedWorkerError: pass # the system killed a worker; what it was at is made again
             finally: # idle workers would keep their memory for minutes, and busy ones work for nobody

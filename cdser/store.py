@@ -126,7 +126,7 @@ class RunStore:
         return self[id]
 
     def claim(self, id: str) -> Claim: return Claim(self.folder / '.claims' / id)
-    def checkpoints(self, id: str) -> Checkpoints: return Checkpoints(self.folder / '.checkpoints' / id, about=dict(id=id))
+    def checkpoints(self, id: str) -> Checkpoints: return Checkpoints(self.folder / '.unfinished' / id, about=dict(id=id))
 
     def runs(self) -> list[Run]:
         "All runs that are there, of whatever version; none of them is checked yet."

@@ -1,0 +1,164 @@
+"""Trainings and grids that are killed at random moments and started again: python tests/kills.py fit|grid|claims KILLS SEED
+
+Prints one line of JSON. Everything is imported once; a child that is killed is a fork of this process, so a kill can come
+a few milliseconds after the beginning.
+"""
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ |= dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1') # before torch is imported; workers inherit it
+
+import pandas as pd
+import psutil
+import torch
+
+import cdser.runs as runs
+import cdser.train
+from cdser.config import Experiment
+from cdser.synthetic import write_studios
+
+TIMES = 'seconds', 'train_seconds', 'throughput' # that two runs of the same bits do not share
+SMALL = dict(epochs=4, epoch_steps=6, max_seconds=.64, batch_seconds=6.4)
+AFTER = 10 # seconds within which the workers of a killed grid must be gone
+
+
+def digests(run: Path) -> dict[str, str]:
+    "What a run holds, file by file, without the times."
+    found = {}
+    for path in sorted(path for path in run.rglob('*') if path.is_file() and path.name != 'digests.json'):
+        content = path.read_bytes()
+        if path.name == 'metrics.json': content = json.dumps({k: v for k, v in json.loads(content).items() if k not in TIMES}).encode()
+        if path.name == 'history.csv': content = pd.read_csv(path).drop(columns='seconds').to_csv().encode()
+        found[path.relative_to(run).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def forked(function) -> int: # the child's number
+    "A child that leads a group of its own and says nothing."
+    child = os.fork()
+    if child: return child
+    status = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        if 'KILLS_LOUD' not in os.environ: os.dup2(null, 2)
+        function()
+        status = 0
+    finally: os._exit(status)
+
+
+def finished(child: int) -> bool:
+    return os.waitpid(child, 0)[1] == 0
+
+
+def leftovers(store: Path) -> list[str]:
+    "Whatever is neither a run nor audio that runs need."
+    odd = [path for path in store.rglob('*') if '.draft-' in path.name or {'.claims', '.unfinished'} & set(path.parent.relative_to(store).parts)]
+    return [path.relative_to(store).as_posix() for path in odd]
+
+
+def ids(store: Path) -> list[str]:
+    return sorted(path.name for path in store.iterdir() if re.fullmatch('[0-9a-f]{12}', path.name))
+
+
+def counting(file: Path, function):
+    "A child's work that notes every step it takes."
+    def work():
+        real = cdser.train.step
+        def step(*args, **kwargs):
+            with open(file, 'a') as log: log.write('.')
+            return real(*args, **kwargs)
+        cdser.train.step = step
+        function()
+    return work
+
+
+def kill_fit(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict:
+    e = Experiment('studio_a', 'studio_b', **SMALL)
+    def fit(where): return lambda: runs.fit(e, corpora, where, 'cpu', progress=False)
+    steps = home / 'steps'
+    def taken(): return steps.stat().st_size if steps.exists() else 0
+    start = time.perf_counter()
+    assert finished(forked(counting(steps, fit(home / 'whole'))))
+    undisturbed, needed = time.perf_counter() - start, taken()
+    want, = (digests(home / 'whole' / id) for id in ids(home / 'whole'))
+    same = left = early = 0
+    lost = []
+    for i in range(kills):
+        store, killed = home / f'{i}', 0
+        steps.unlink(missing_ok=True)
+        for _ in range(rng.randint(1, 3)):
+            child = forked(counting(steps, fit(store)))
+            time.sleep(rng.uniform(0, undisturbed))
+            os.killpg(child, signal.SIGKILL)
+            killed += not finished(child)
+        assert finished(forked(counting(steps, fit(store))))
+        same += [digests(store / id) for id in ids(store)] == [want]
+        left += bool(leftovers(store))
+        lost.append((taken() - needed) / max(killed, 1))
+        early += not killed
+        shutil.rmtree(store)
+    return dict(kills=kills, same=same, leftovers=left, undisturbed_seconds=round(undisturbed, 2), steps=needed,
+                steps_lost_a_kill=dict(mean=round(sum(lost) / len(lost), 1), most=max(lost)), finished_before=early)
+
+
+def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict:
+    planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 2}) for seed in range(6)]
+    def grid(where): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=4)
+    start = time.perf_counter()
+    assert finished(forked(grid(home / 'whole')))
+    undisturbed = time.perf_counter() - start
+    want = {id: digests(home / 'whole' / id) for id in ids(home / 'whole')}
+    same = left = outlived = anew = 0
+    longest = 0.
+    for i in range(kills):
+        store = home / f'{i}'
+        child = forked(grid(store))
+        time.sleep(rng.uniform(.2, undisturbed))
+        workers = psutil.Process(child).children(recursive=True)
+        os.kill(child, rng.choice([signal.SIGKILL, signal.SIGTERM])) # the parent alone
+        finished(child)
+        killed = time.perf_counter()
+        def alive(): return [w for w in workers if w.is_running() and w.status() != psutil.STATUS_ZOMBIE]
+        while alive() and time.perf_counter() - killed < AFTER: time.sleep(.1)
+        longest, outlived = max(longest, time.perf_counter() - killed), outlived + bool(alive())
+        there = {id: (store / id).stat().st_ino for id in (ids(store) if store.exists() else ())}
+        assert finished(forked(grid(store)))
+        same += {id: digests(store / id) for id in ids(store)} == want
+        anew += sum((store / id).stat().st_ino != number for id, number in there.items())
+        left += bool(leftovers(store))
+        shutil.rmtree(store)
+    return dict(kills=kills, same=same, leftovers=left, workers_after_10_seconds=outlived, longest_seconds=round(longest, 1),
+                trained_twice=anew, undisturbed_seconds=round(undisturbed, 1))
+
+
+def several_at_once(home: Path, corpora: Path, count: int, rng: random.Random) -> dict:
+    "Equal grids at the same time, in one process each; how often each step is taken."
+    planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 1}) for seed in range(4)]
+    def grid(where): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=1)
+    assert finished(forked(counting(home / 'alone', grid(home / 'one'))))
+    children = [forked(counting(home / 'steps', grid(home / 'shared'))) for _ in range(count)]
+    assert all([finished(child) for child in children])
+    same = {id: digests(home / 'one' / id) for id in ids(home / 'one')} == {id: digests(home / 'shared' / id) for id in ids(home / 'shared')}
+    return dict(grids=count, same=same, leftovers=len(leftovers(home / 'shared')),
+                steps=[(home / name).stat().st_size for name in ('alone', 'steps')])
+
+
+if __name__ == '__main__':
+    what, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        write_studios(home / 'corpora', utterances=72, speakers=9, seconds=.8)
+        run = dict(fit=kill_fit, grid=kill_grid, claims=several_at_once)[what]
+        print(json.dumps(run(home, home / 'corpora', kills, random.Random(seed))))
