@@ -207,7 +207,8 @@ def assemble(kind: type[PreTrainedModel],
             ) -> PreTrainedModel:      # float32, on the CPU, in evaluation mode
     "A model of which nothing is random. Raises `BadInput` where a tensor is missing, left over, of another shape, or not finite."
     try:
-        with torch.device('meta'): shapes = {key: value.shape for key, value in kind(config).state_dict().items()}
+        with torch.random.fork_rng(devices=[]), torch.device('meta'): # some layers draw random numbers even there
+            shapes = {key: value.shape for key, value in kind(config).state_dict().items()}
     except Exception as err: raise BadInput(f'{where}: no {kind.__name__} can be made by its config.json ({shown(err)})') from err
     if wrong := misfits(state, shapes):
         raise BadInput(f'{where}: these are not the tensors of a {kind.__name__} (model_type {config.model_type}) as its config.json '

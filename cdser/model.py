@@ -143,4 +143,4 @@ def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on
     if said.get('use_weighted_layer_sum') is not True: raise BadInput(f"{folder / 'config.json'}: use_weighted_layer_sum is not set")
     config.use_weighted_layer_sum, config.num_labels = True, len(LABELS)
     config.id2label, config.label2id = dict(enumerate(LABELS)), {word: i for i, word in enumerate(LABELS)}
-    return assemble(Wav2Vec2ForSequenceClassification, config, state, str(folder))
+    with torch.random.fork_rng(devices=[]): return assemble(Wav2Vec2ForSequenceClassification, config, state, str(folder))
