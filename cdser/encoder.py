@@ -59,8 +59,9 @@ def hub_file(name: str, file: str, revision: str | None, online: bool) -> Path |
         return Path(hf_hub_download(name, file, revision=revision))
     except Exception as err: # of the hub's client, its transport, or the system
         if isinstance(err, EntryNotFoundError) and not isinstance(err, LocalEntryNotFoundError): return None
+        why = f'{type(err).__name__}: {shown(err)}'
         raise BadInput(f'encoder: {shown(name)} is neither a folder nor a model that the hub gave; use a folder written by '
-                       f'save_pretrained, or go online ({type(err).__name__}: {shown(err)})') from err
+                       f'save_pretrained, or go online ({why})') from err
 
 def checkpoint_file(name: str, file: str, revision: str | None = None, online: bool = True) -> Path | None:
     "A file of a checkpoint; None where there is none of that name."
@@ -202,7 +203,7 @@ def misfits(state: dict[str, Tensor], shapes: dict[str, torch.Size]) -> str: # '
 
 def assemble(kind: type[PreTrainedModel],
              config: Wav2Vec2Config,
-             state: dict[str, Tensor], # exactly the model's tensors
+             state: dict[str, Tensor], # exactly the model's tensors; empty afterwards
              where: str,               # names the checkpoint, for the message
             ) -> PreTrainedModel:      # float32, on the CPU, in evaluation mode
     "A model of which nothing is random. Raises `BadInput` where a tensor is missing, left over, of another shape, or not finite."
@@ -213,7 +214,7 @@ def assemble(kind: type[PreTrainedModel],
     if wrong := misfits(state, shapes):
         raise BadInput(f'{where}: these are not the tensors of a {kind.__name__} (model_type {config.model_type}) as its config.json '
                        f'describes it: {wrong}; use a whole checkpoint of a Wav2Vec2')
-    state = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
+    state = {key: state.pop(key).to(torch.float32, copy=True) for key in list(state)} # one of each in memory
     model, info = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32)
     if any(info.values()): raise BadInput(f'{where}: transformers cannot load all of it ({shown(info)})')
     return model
@@ -467,4 +468,5 @@ def windowed_states(encoder: 'Encoder', waveform: Tensor) -> Tensor: # (samples,
     batches = zip(waveform.split([int(part.sum()) for part in sizes.split(AT_ONCE)]), sizes.split(AT_ONCE))
     states = torch.cat([encoder.states(*batch) for batch in batches]) # (windows, layers + 1, width)
     frames = frame_lengths(encoder.backbone.config, sizes)
-    return torch.einsum('n,nlw->lw', (frames / frames.sum()).to(states.device, non_blocking=True), states)
+    share = (frames / frames.sum()).to(states.device, non_blocking=True)
+    return (share[:, None, None] * states).sum(0) # no matrix product, which mixed precision would round

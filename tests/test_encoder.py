@@ -461,7 +461,17 @@ def test_long_recordings_are_means_of_windows_and_short_ones_stay(monkeypatch):
             parts = [rows[i][start:stop] for start, stop in windows(len(rows[i]))]
             frames = frame_lengths(encoder.backbone.config, torch.tensor([len(part) for part in parts]))
             heard = torch.cat([encoder.states(*end_to_end([part])) for part in parts])
-            assert len(parts) > 1 and torch.allclose(found[i], (heard * frames[:, None, None]).sum(0) / frames.sum(), atol=1e-5)
+            assert len(parts) > 1 and found.dtype == torch.float32 and torch.allclose(found[i], (heard * frames[:, None, None]).sum(0) / frames.sum(), atol=1e-5)
+
+
+def test_mixed_precision_does_not_round_the_mean_of_windows(monkeypatch):
+    monkeypatch.setattr('cdser.encoder.WINDOW', 1.)
+    encoder, (row,) = Encoder(load_backbone('nano')).eval(), speech(64_000)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        literal = torch.cat([encoder.states(part, torch.tensor([len(part)])) for part in row.split(16_000)]).mean(0)
+        assert torch.allclose(long_states(encoder, row, torch.tensor([64_000]))[0], literal, atol=2e-2)
+        monkeypatch.setattr(encoder, 'states', lambda waveforms, lengths: literal.expand(len(lengths), -1, -1))
+        assert torch.allclose(long_states(encoder, row, torch.tensor([64_000]))[0], literal, atol=1e-6)
 
 
 def test_the_memory_of_a_long_recording_does_not_grow_with_it(monkeypatch):
