@@ -6,9 +6,10 @@
 __all__ = ['NANO', 'INDEX', 'WEIGHTS', 'USE', 'MOST', 'COUNTS', 'SHARES', 'REGULAR', 'OF_HEADS', 'HEADS', 'CACHED', 'WINDOW',
            'AT_ONCE', 'normalise', 'frame_lengths', 'hub_file', 'checkpoint_file', 'check_name', 'checkpoint_files',
            'read_json', 'shard_names', 'own_fields', 'read_config', 'read_tensors', 'is_plain', 'plain_key',
-           'read_weights', 'listed', 'misfits', 'assemble', 'backbone_tensors', 'digest_of', 'load_backbone',
-           'read_checkpoint', 'encoder_digest', 'in_patches', 'patch_front_end', 'strip_front_end', 'front_end_frames',
-           'Take', 'Places', 'Layout', 'end_to_end_attention', 'Encoder', 'windows', 'long_states', 'windowed_states']
+           'read_weights', 'listed', 'is_finite', 'misfits', 'assemble', 'backbone_tensors', 'digest_of',
+           'load_backbone', 'read_checkpoint', 'encoder_digest', 'in_patches', 'patch_front_end', 'strip_front_end',
+           'front_end_frames', 'Take', 'Places', 'Layout', 'end_to_end_attention', 'Encoder', 'windows', 'long_states',
+           'windowed_states']
 
 # %% ../nbs/11_encoder.ipynb #63bb5af8
 import hashlib, io, json, math, os, re, zipfile
@@ -151,6 +152,7 @@ def read_config(path: Path) -> Wav2Vec2Config:
         value = fields.get(name, 0)
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise BadInput(f'{path}: {name} is {shown(value)}; a Wav2Vec2 has a number from 0 to 1 there')
+        if name in fields: fields[name] = float(value) # 0 is 0.
     if fields.get('add_adapter'): raise BadInput(f'{path}: add_adapter rules out a classifier; use a model without')
     try: config = Wav2Vec2Config(**{**fields, **REGULAR})
     except Exception as err: raise BadInput(f'{path}: no Wav2Vec2 can be configured so ({shown(err)})') from err
@@ -185,22 +187,28 @@ def plain_key(key: str) -> str:
         if key.endswith(f'conv.{old}'): return f'{key.removesuffix(old)}parametrizations.weight.{part}'
     return key
 
-def read_weights(files: list[Path]) -> tuple[dict[str, Tensor], list[str]]: # the tensors, and the SHA-256 of each file
+def read_weights(files: list[Path],
+                 hashed: bool = False, # whether digests are wanted
+                ) -> tuple[dict[str, Tensor], list[str]]: # the tensors, and the SHA-256 of each file
     "All tensors of a checkpoint. Raises `BadInput` where a file cannot be read."
     state, digests = {}, []
     for path in files:
         try: data = path.read_bytes()
         except (OSError, MemoryError) as err: raise BadInput(f'{path}: cannot be read ({shown(err)})') from err
-        digests.append(hashlib.sha256(data).hexdigest())
-        found = {plain_key(key): value for key, value in read_tensors(path, data).items()}
-        if twice := sorted(set(found) & set(state)):
-            raise BadInput(f'{path}: {shown(twice[0])} is in another file too; fetch the checkpoint again')
-        state |= found
+        if hashed: digests.append(hashlib.sha256(data).hexdigest())
+        for key, value in read_tensors(path, data).items():
+            if plain_key(key) in state: raise BadInput(f'{path}: {shown(key)} is there twice; fetch the checkpoint again')
+            state[plain_key(key)] = value
     return state, digests
 
 # %% ../nbs/11_encoder.ipynb #30ae8f11
 def listed(what: str, keys: list[str]) -> str: # how many, and the first three
     return f"{len(keys)} {what} ({', '.join(map(shown, keys[:3]))}{', …' if len(keys) > 3 else ''})"
+
+def is_finite(x: Tensor) -> bool:
+    "Whether all numbers are finite in float32. Their sum is much quicker, and finite only where they are."
+    x = x.float()
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 def misfits(state: dict[str, Tensor], shapes: dict[str, torch.Size]) -> str: # '' where there are none
     "What keeps tensors from being those of a model: keys, shapes, types, values."
@@ -211,7 +219,7 @@ def misfits(state: dict[str, Tensor], shapes: dict[str, torch.Size]) -> str: # '
              'of another shape': [f'{key} {tuple(value.shape)}, not {tuple(shapes[key])}'
                                   for key, value in both.items() if key not in fit],
              'not of floating point': [key for key, value in both.items() if not value.is_floating_point()],
-             'with NaN or infinity': [key for key, value in fit.items() if not value.float().isfinite().all()]}
+             'with NaN or infinity': [key for key, value in fit.items() if not is_finite(value)]}
     return ', '.join(listed(what, keys) for what, keys in wrong.items() if keys)
 
 def assemble(kind: type[PreTrainedModel],
@@ -255,8 +263,8 @@ def load_backbone(name: str,      # 'nano', a folder that transformers saved, or
                  ) -> Wav2Vec2Model: # float32, on the CPU
     "A Wav2Vec2: 'nano' new, anything else pre-trained. Raises `BadInput` where it is not whole, or not as expected."
     nano = name == 'nano'
-    config, state, found = (None, {}, encoder_digest(name)) if nano else read_checkpoint(name)
-    if expected and found != expected:
+    config, state, found = (None, {}, encoder_digest(name)) if nano else read_checkpoint(name, expected is not None)
+    if expected is not None and found != expected:
         raise BadInput(f'encoder: {shown(name)} is {found} now, and was {expected} when the work began; start again')
     if nano: return Wav2Vec2Model(Wav2Vec2Config(**NANO, **REGULAR))
     state = backbone_tensors(state)
@@ -264,12 +272,14 @@ def load_backbone(name: str,      # 'nano', a folder that transformers saved, or
     if not config.mask_time_prob and not config.mask_feature_prob: state.pop('masked_spec_embed', None)
     return assemble(Wav2Vec2Model, config, state, f'encoder: {shown(name)}')
 
-def read_checkpoint(name: str) -> tuple[Wav2Vec2Config, dict[str, Tensor], str]: # configuration, tensors, digest
+def read_checkpoint(name: str,
+                    hashed: bool = False, # whether its digest is wanted
+                   ) -> tuple[Wav2Vec2Config, dict[str, Tensor], str | None]: # configuration, tensors, digest
     "A checkpoint as it is now. Raises `BadInput` where it cannot be read."
     file, files = checkpoint_files(name)
     config = read_config(file)
-    state, digests = read_weights(files)
-    return config, state, digest_of(config, digests)
+    state, digests = read_weights(files, hashed)
+    return config, state, digest_of(config, digests) if hashed else None
 
 def encoder_digest(name: str,                # as of `load_backbone`
                    keep: Path | None = None, # a file of this encoder's own, in which the digests of its weights are kept

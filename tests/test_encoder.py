@@ -266,6 +266,7 @@ def test_what_is_left_over_or_of_another_shape_or_no_number_is_named(tmp_path):
             (lambda w: {**w, first: w[first].int()}, '1 not of floating point .*projection.weight'),
             (lambda w: {**w, first: w[first].index_fill(0, torch.tensor([3]), float('nan'))}, '1 with NaN or infinity .*projection.weight'),
             (lambda w: {**w, first: w[first] * float('inf')}, '1 with NaN or infinity'),
+            (lambda w: {**w, 'encoder.pos_conv_embed.conv.weight_g': torch.ones(1, 1, 4)}, 'is there twice'),
             (lambda w: {}, r'\d+ missing')]):
         refused(edit_weights(saved(tmp_path / str(i)), edit), match)
     refused(edit_config(saved(tmp_path / 'layers'), num_hidden_layers=3), r'16 missing .*encoder.layers.2')
@@ -372,7 +373,7 @@ def test_a_digest_is_of_content(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / 'elsewhere')
     os.symlink('other', 'link')
     (tmp_path / 'elsewhere' / 'other' / 'README.md').write_text('not of the model')
-    edit_config(tmp_path / 'elsewhere' / 'other', transformers_version='4.1', _name_or_path='x', torch_dtype='float16', architectures=None, vocab_size=9)
+    edit_config(tmp_path / 'elsewhere' / 'other', hidden_dropout=0, transformers_version='4.1', _name_or_path='x', torch_dtype='float16', architectures=None, vocab_size=9)
     assert {encoder_digest(name) for name in ('other', './other', 'link', str(Path('other').resolve()))} == {digest}
     for i, fields in enumerate([dict(hidden_act='relu'), dict(layer_norm_eps=1e-6), dict(conv_stride=[15, 5, 4, 4]), dict(attention_dropout=.1)]):
         shutil.copytree(folder, str(i))
