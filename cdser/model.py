@@ -105,7 +105,7 @@ def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
     config = type(model.encoder.backbone.config).from_dict(model.encoder.backbone.config.to_dict())
     config.use_weighted_layer_sum, config.num_labels = True, len(LABELS)
     config.id2label, config.label2id = dict(enumerate(LABELS)), {word: i for i, word in enumerate(LABELS)}
-    with torch.random.fork_rng(devices=[]): stock = Wav2Vec2ForSequenceClassification(config) # its random weights are all replaced
+    with torch.random.fork_rng(devices=[]): stock = Wav2Vec2ForSequenceClassification(config) # random, to be replaced
     stock.wav2vec2.load_state_dict(model.encoder.backbone.state_dict())
     for name in ('projector', 'classifier'): getattr(stock, name).load_state_dict(getattr(model, name).state_dict())
     if model.standardisation:
@@ -125,7 +125,7 @@ def from_transformers(stock: Wav2Vec2ForSequenceClassification) -> Recogniser:
 
 # %% ../nbs/13_model.ipynb #2a985d92
 def save_stock(model: Recogniser, folder: Path) -> None:
-    "Write the emotion path as a folder that `pipeline('audio-classification')` takes: model, classes, feature extractor."
+    "Write the emotion path as a folder for `pipeline('audio-classification')`: model, classes, feature extractor."
     stock = to_transformers(model)
     stock.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, padding_value=0.,
@@ -137,10 +137,11 @@ def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on
     folder = Path(folder)
     if not folder.is_dir(): raise BadInput(f'{folder}: is no folder with a model')
     config, state, _ = read_checkpoint(str(folder))
-    said = read_json(folder / 'config.json')
+    file = folder / 'config.json'
+    said = read_json(file)
     if said.get('id2label') != {str(i): word for i, word in enumerate(LABELS)}:
-        raise BadInput(f"{folder / 'config.json'}: the classes are {shown(said.get('id2label'))}, not {', '.join(LABELS)} in this order")
-    if said.get('use_weighted_layer_sum') is not True: raise BadInput(f"{folder / 'config.json'}: use_weighted_layer_sum is not set")
+        raise BadInput(f"{file}: the classes are {shown(said.get('id2label'))}, not {', '.join(LABELS)} in this order")
+    if said.get('use_weighted_layer_sum') is not True: raise BadInput(f'{file}: use_weighted_layer_sum is not set')
     config.use_weighted_layer_sum, config.num_labels = True, len(LABELS)
     config.id2label, config.label2id = dict(enumerate(LABELS)), {word: i for i, word in enumerate(LABELS)}
-    return assemble(Wav2Vec2ForSequenceClassification, config, state, str(folder))
+    with torch.random.fork_rng(devices=[]): return assemble(Wav2Vec2ForSequenceClassification, config, state, str(folder))

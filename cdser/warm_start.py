@@ -251,7 +251,8 @@ def check_finite(backbone: Wav2Vec2Model, epoch: dict, lr: float) -> None:
     where = f"warm start, epoch {epoch['epoch']} ({epoch['objective']})"
     help = f'nothing is kept; lower lr ({lr:g} here), or do without (warm_start=0)'
     if not math.isfinite(epoch['loss']): raise BadInput(f"{where}: the loss is {epoch['loss']}; {help}")
-    if not torch.stack([p.isfinite().all() for p in backbone.parameters()]).all(): raise BadInput(f'{where}: weights are NaN or infinite; {help}')
+    if not all(p.isfinite().all() for p in backbone.parameters()):
+        raise BadInput(f'{where}: weights are NaN or infinite; {help}')
 
 def check_warm_start(backbone: Wav2Vec2Model, parts: list[Part], objective: str, epochs: int) -> None:
     "Raise `BadInput` where there is nothing to train, nothing to hear, or too little time."
@@ -262,4 +263,4 @@ def check_warm_start(backbone: Wav2Vec2Model, parts: list[Part], objective: str,
         raise BadInput('parts: a corpus without utterances; give at least one, each with the rows that may be heard')
     if not any(p.requires_grad for p in backbone.parameters()): raise BadInput('backbone: every weight is frozen; thaw some to warm it up')
     if not hasattr(backbone, 'masked_spec_embed'):
-        raise BadInput('backbone: it has no vector for hidden frames (masked_spec_embed); use a checkpoint with one and a mask_time_prob above 0')
+        raise BadInput('backbone: it has no masked_spec_embed; use one that has, with a mask_time_prob above 0')
