@@ -26,7 +26,8 @@ from numpy.random import Generator
 
 from cdser.audio import LONGEST, RATES, SHORTEST, AudioStore, as_int16, load_audio, open_store
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
-from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, load_corpus, read_label_map, shipped, write_manifest
+from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, CorpusWarning, load_corpus, read_label_map, shipped, write_manifest
+from cdser.files import shown
 from cdser.splits import Split, freeze, make_splits, read_split
 
 SEED = 2026
@@ -69,7 +70,7 @@ def check_corpus(corpus: Corpus) -> None:
     for column in COLUMNS:
         if column in NUMBERS: assert table[column].dtype.kind in 'iuf', f'{column} is {table[column].dtype}'
         else: assert all(isinstance(value, str) for value in table[column]), f'{column} holds {table[column].map(type).unique()}'
-    assert table.path.is_unique and (table.speaker != '').all()
+    assert len(set(corpus.names)) == len(table) and (table.speaker != '').all() and ((table.start < table.end) | table.start.isna()).all()
     for path in corpus.paths: assert os.path.isfile(path) and os.path.realpath(path).startswith(top), f'{path} is not inside'
 
 
@@ -146,7 +147,7 @@ def strictly(outside: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            for harmless in (DeprecationWarning, PendingDeprecationWarning, FutureWarning): warnings.simplefilter('ignore', harmless)
+            for harmless in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, CorpusWarning): warnings.simplefilter('ignore', harmless)
             yield
     finally:
         signal.alarm(0)
@@ -608,7 +609,8 @@ def spoilt_demographics_of_cremad(rng, root, i):
 
 @kind(220)
 def spoilt_label_maps(rng, root, i):
-    want = spoil(rng, i, root / 'label_map.csv', shipped('label_map.csv').read_bytes())
+    lines = b''.join(f'mine,{label},{label}\n'.encode() for label in LABELS)
+    want = spoil(rng, i, root / 'label_map.csv', shipped('label_map.csv').read_bytes() + lines)
     if i % 2: return Case(lambda: read_label_map(root / 'label_map.csv'), (root / 'label_map.csv',), want)
     put_corpus(root / 'mine', WAVES, {'manifest.csv': MANIFEST})
     return Case(lambda: load_corpus('mine', root, root / 'label_map.csv'), (root / 'label_map.csv', root / 'mine'), want)
@@ -643,7 +645,7 @@ def numbers_that_are_text(rng, root, i):
     alone = i < 2 * len(NUMERALS) # among plain numbers; else among odd ones that are numbers too
     values = [NUMERALS[i // 2 % len(NUMERALS)] if alone else pick(rng, NUMERALS[:-1]), *('16000' if alone else pick(rng, NUMERALS[:9]) for _ in WAVES[1:])]
     write_rows(root / 'mine' / 'manifest.csv',
-               [('path', 'label', 'speaker', NUMBERS[i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
+               [('path', 'label', 'speaker', NUMBERS[2 + i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
 
 
@@ -824,7 +826,7 @@ def names_of_corpora(rng, root, i):
     for k in range(60 * (i % 2)): (root / f'{k:02}{"x" * 100}').mkdir()
     if i >= len(names): corpora = (root / 'absent', root / 'mine' / 'a.wav', root / ('x' * 300), root / '\0')[i - len(names)]
     name = names[i] if i < len(names) else 'mine'
-    return Case(lambda: load_corpus(name, corpora), (corpora, Path(name)), '' if name in ('', '.', './', 'mine/', 'mine/.') else 'refused')
+    return Case(lambda: load_corpus(name, corpora), (corpora, Path('corpus: ')), 'refused', says=shown(name) if i < len(names) else '')
 
 
 @kind(10)
