@@ -214,12 +214,12 @@ class Corpus:
                  for column, one, other in ambiguities(self.table)]
         found += [('overlap', f'{shown(one)} and {shown(other)} overlap') for one, other in overlaps(self.table)]
         if self.overruled: found.append(('label map', f'the column label differs from the label map in {self.overruled} rows; the map counts'))
-        if self.ignored: found.append(('ignored column', f'not read: the column {", ".join(map(shown, self.ignored[:9]))}'))
+        if self.ignored: found.append(('ignored column', f'what these columns say is not read: {", ".join(map(shown, self.ignored[:9]))}'))
         return found
 
 def utterance_names(table: pd.DataFrame) -> list[str]: # (n,) path, or path#START-END
     "What tells the utterances of a corpus apart."
-    return [path if np.isnan(start) else f'{path}#{start:g}-{end:g}' for path, start, end in zip(table.path, table.start, table.end)]
+    return [path if np.isnan(start) else f'{path}#{start:.10g}-{end:.10g}' for path, start, end in zip(table.path, table.start, table.end)]
 
 def overlaps(table: pd.DataFrame) -> list[tuple[str, str]]: # two names
     "Utterances that share a part of a recording with one that begins before."

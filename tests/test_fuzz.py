@@ -10,6 +10,7 @@ import shutil
 import signal
 import struct
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from numpy.random import Generator
 
 from cdser.audio import LONGEST, RATES, SHORTEST, AudioStore, as_int16, load_audio, open_store
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
-from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, CorpusWarning, load_corpus, read_label_map, shipped, write_manifest
+from cdser.corpora import (COLUMNS, NUMBERS, ODD_PATH, Corpus, CorpusWarning, check_table, import_dataset, load_corpus, read_label_map, shipped,
+                           write_manifest)
 from cdser.files import shown
 from cdser.splits import Split, freeze, make_splits, read_split
 
@@ -88,7 +90,11 @@ def check_store(store: AudioStore) -> None:
     assert len(store) and store.offsets[-1] == len(store.samples) and store.lengths.min() >= SHORTEST * SAMPLE_RATE - 1
 
 
-CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, dict: check_map, list: check_splits, AudioStore: check_store}
+def check_frame(table: pd.DataFrame) -> None:
+    assert len(table) and (table.path.map(type) == str).all() and not any(ODD_PATH.search(path) for path in table.path)
+
+
+CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, pd.DataFrame: check_frame, dict: check_map, list: check_splits, AudioStore: check_store}
 
 
 def check_message(message: str, case: Case) -> None:
@@ -647,6 +653,61 @@ def numbers_that_are_text(rng, root, i):
     write_rows(root / 'mine' / 'manifest.csv',
                [('path', 'label', 'speaker', NUMBERS[2 + i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
+
+
+SECONDS = ('', '0', '1', '1.5', '2', '-1', '1e3', 'nan', 'x', '0.0', '99999999', '1e-9')
+HEADERS = ('path', 'label', 'speaker', 'start', 'end', 'emotion', 'session', 'text_id', 'Speaker', ' label', 'START', 'notes', '', 'label', '\ufeffpath')
+
+
+@kind(120)
+def parts_and_columns(rng, root, i):
+    "Any seconds in start and end; then any columns."
+    put_corpus(root / 'mine', WAVES)
+    header = ['path', 'label', 'speaker', 'start', 'end'] if i < 80 else [pick(rng, HEADERS) for _ in range(rng.integers(1, 9))]
+    values = dict(path=WAVES[:3], label=LABELS, emotion=LABELS, speaker=('s', 'S', 't ', '03', '3', 'nan'), start=SECONDS, end=SECONDS)
+    rows = [tuple(pick(rng, values.get(c, ('', 'x'))) for c in header) for _ in range(rng.integers(1, 5))]
+    write_rows(root / 'mine' / 'manifest.csv', [tuple(header), *rows])
+    return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
+
+
+VALUES = ('', 'a', 'ang', 'sad', ' ang', 'a.wav', 'b/c.wav', '../a', 'nan', '\0', '\ud800', 'x' * 9999, 0, 1, -1, 3, 2**70, True, None, np.nan, pd.NA, pd.NaT, 1., .5,
+          np.inf, -np.inf, 1j, b'a', [], ['ang'], {}, (1,), np.int8(1), np.float32(.5), np.bool_(True), np.str_('ang'), Path('a.wav'), pd.Timestamp(0), object())
+DTYPES = (None, object, str, 'category', 'Int64', 'float32', 'boolean', 'datetime64[ns]')
+
+
+@kind(300)
+def tables_of_any_type(rng, root, i):
+    "What a user's own code may hand over."
+    n = int(rng.integers(0, 4))
+    table = pd.DataFrame(index=rng.permutation(n))
+    for c in ('path', 'label', 'speaker', *(pick(rng, (*COLUMNS, 'Path', 3, None)) for _ in range(rng.integers(4)))):
+        good = dict(path=WAVES, label=LABELS).get(c, ('s',))
+        made = pd.Series([pick(rng, good if rng.random() < .6 else VALUES) for _ in range(n)], dtype=object)
+        try: made = made.astype(pick(rng, DTYPES)) if rng.random() < .4 else made
+        except (TypeError, ValueError, OverflowError): pass # not a column of that kind
+        table[c] = made.set_axis(table.index)
+    emotions = pick(rng, (None, None, dict.fromkeys(LABELS, 'ang'), {'a': '', 'ang': 'sad'}))
+    return Case(lambda: check_table(table, 'a table', emotions), (Path('a table'),))
+
+
+@cache
+def saved_files() -> dict[str, bytes]: # what `save_to_disk` writes for three rows
+    datasets = pytest.importorskip('datasets', reason="needs pip install 'cdser[datasets]'")
+    datasets.disable_progress_bars()
+    rows = dict(audio=[dict(bytes=seeds()['a.flac'], path=None)] * 3, label=['ang', 'sad', 'ang'], speaker=['a', 'b', 'c'], text_id=['t', 'u', None])
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.Dataset.from_dict(rows).cast_column('audio', datasets.Audio()).class_encode_column('label').save_to_disk(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+@kind(90)
+def spoilt_data_sets(rng, root, i):
+    "One file of three is spoilt; where that is not seen, the corpus can be opened."
+    name, content = list(saved_files().items())[i % 3]
+    put_corpus(root / 'saved', [], saved_files())
+    spoilt = (flip(rng, content, 900), content[:rng.integers(len(content))], content[:-700] + flip(rng, content[-700:], 700), edit(rng, content))[i // 3 % 4]
+    (root / 'saved' / name).write_bytes(spoilt)
+    return Case(lambda: import_dataset(root / 'saved', root / 'store'), (root / 'saved', Path('the data set')))
 
 
 # ---- what is huge
