@@ -390,7 +390,7 @@ def test_parts_of_a_recording_are_utterances_with_names(tmp_path):
     (dict(start=['-1', '1', '3']), 'row 2: a.wav begins at -1 s'), (dict(end=['1', '1.25', '4']), 'row 3: a.wav begins at 1.25 s and ends at 1.25 s'),
     (dict(start=['0', 'nan', '3']), "row 3: start 'nan' must be a number"), (dict(end=['1', 'inf', '4']), "row 3: end 'inf' must be a number"),
     (dict(start=['0', '0', '3'], end=['1', '1', '4']), 'row 3: a.wav#0-1 is listed twice, first in row 2'),
-    (dict(start=['0', '0.0', '3'], end=['1', '1.00', '4']), 'is listed twice'), (dict(start=[0, 0, 3], end=[1, 1 + 1e-9, 4]), 'is listed twice')])
+    (dict(start=['0', '0.0', '3'], end=['1', '1.00', '4']), 'is listed twice'), (dict(start=[0, 0, 3], end=[1, 1 + 1e-12, 4]), 'is listed twice')])
 def test_parts_that_are_none_are_refused(changes, message):
     with pytest.raises(BadInput) as err: check_table(parted(**changes), 'mine')
     assert message in str(err.value)
