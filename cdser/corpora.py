@@ -248,6 +248,7 @@ class Corpus:
             found.append(('ignored column', f'what these columns say is not read: {columns}'))
         return found
 
+# %% ../nbs/02_corpora.ipynb #8de40b71
 def utterance_names(table: pd.DataFrame) -> list[str]: # (n,) path, or path#START-END
     "What tells the utterances of a corpus apart."
     return [path if np.isnan(start) else f'{path}#{start:.10g}-{end:.10g}'
@@ -364,7 +365,7 @@ def check_rows(table: pd.DataFrame, name: str, emotions: dict[str, str] | None) 
     complain(table.start.isna() != table.end.isna(), lambda row:
              f'{brief(row.path)} has a start or an end alone; give both, or neither')
     complain((table.start < 0) | (table.start >= table.end), lambda row:
-             f'{brief(row.path)} begins at {row.start:g} s and ends at {row.end:g} s; a part ends after it begins, at 0 or later')
+             f'{brief(row.path)} begins at {row.start:g} s and ends at {row.end:g} s; use 0 <= start < end')
     complain(named.duplicated(), lambda row:
              f'{brief(named[row.name])} is listed twice, first in row {(named == named[row.name]).argmax() + 2}')
     complain(~table.label.isin(LABELS) & ~left_out, lambda row:
@@ -423,8 +424,9 @@ def leads_out(root: Path, paths: list[str]) -> list[str]: # those of them
     top = os.path.join(os.path.realpath(root), '')
     def inside(path): return os.path.join(os.path.realpath(os.path.join(root, path)), '').startswith(top)
     good = {folder for folder in {os.path.dirname(path) for path in paths} if inside(folder)}
-    def out(path): return os.path.dirname(path) not in good or os.path.islink(os.path.join(root, path)) and not inside(path)
-    return [path for path in paths if out(path)]
+    def stays(path):
+        return os.path.dirname(path) in good and (not os.path.islink(os.path.join(root, path)) or inside(path))
+    return [path for path in paths if not stays(path)]
 
 def find_files(root: Path, suffixes: set[str],
                refuse_links: bool = True, # raise `BadInput` at a file that is a link out of the folder
@@ -528,7 +530,8 @@ def read_msp_improv(root: Path) -> pd.DataFrame:
         row = dict(path=path, emotion=emotion, speaker=gender + tens + session, session=session, gender=GENDERS[gender],
                    text_id=sentence if scenario in 'RS' else '')
         if (first := rows.setdefault(name, row)) != row:
-            raise BadInput(f'{root}: {labels[-1]} gives {brief(name)} a second label, {emotion} beside {first["emotion"]}')
+            raise BadInput(f'{root}: {labels[-1]} gives {brief(name)} a second label, '
+                           f'{emotion} beside {first["emotion"]}')
     return to_table(sorted(rows.values(), key=lambda row: row['path']), root, 'Evalution.txt')
 
 # %% ../nbs/02_corpora.ipynb #f91c0941
@@ -682,6 +685,7 @@ def leaves_out(table: pd.DataFrame) -> dict[str, int]: # emotion -> count
     "What has no label, in a table with emotions and labels."
     return table.emotion[table.label == ''].value_counts().to_dict()
 
+# %% ../nbs/02_corpora.ipynb #1c5f7a93
 def read_corpus(name: str,                     # picks the reader and the lines of the label map
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
@@ -863,7 +867,7 @@ def import_dataset(saved: Path,             # a folder that `save_to_disk` wrote
                    audio: str = 'audio',    # which columns of the data set say what
                    emotion: str = 'label',
                    speaker: str = 'speaker',
-                  ) -> pd.DataFrame:        # path, emotion, speaker; session, gender, text_id where the data set has them
+                  ) -> pd.DataFrame:        # path, emotion, speaker; and session, gender, text_id where known
     "Write the recordings and a manifest.csv. Raises `BadInput` where something is missing, and leaves nothing behind."
     try: import datasets
     except ImportError as err:

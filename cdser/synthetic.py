@@ -354,15 +354,20 @@ def is_written(studio: Studio, folder: Path) -> bool:
 # %% ../nbs/03_synthetic.ipynb #2f7b1c64
 def check_generated(folder: Path) -> None:
     "Raise `BadInput` unless a folder holds exactly what was generated into it."
-    def refuse(why): raise BadInput(f'{folder}: another studio is to be written here, but {why}; move it away or choose another root')
-    manifest = folder / 'manifest.csv'
-    if os.path.islink(folder) or not os.path.isfile(manifest) or content_digest(manifest) != read_record(folder).get('manifest'):
+    def refuse(why):
+        raise BadInput(f'{folder}: another studio is to be written here, but {why}; '
+                       'move it away or choose another root')
+    manifest, vouched = folder / 'manifest.csv', read_record(folder).get('manifest')
+    if os.path.islink(folder) or not os.path.isfile(manifest) or content_digest(manifest) != vouched:
         refuse('it does not hold a studio as it was generated (its studio.json does not vouch for its manifest.csv)')
     table = read_csv(manifest, ('path', 'sha256'))
     generated = dict(zip(table.path, table.sha256))
-    there = {os.path.relpath(os.path.join(top, name), folder) for top, folders, names in os.walk(folder) for name in folders + names}
-    if odd := sorted(there ^ {*generated, 'manifest.csv', 'studio.json', 'audio'}): refuse(f'{shown(odd[0])} was added to it or is gone')
-    changed = [path for path, sha256 in generated.items() if os.path.islink(folder / path) or content_digest(folder / path) != sha256]
+    there = {os.path.relpath(os.path.join(top, name), folder)
+             for top, folders, names in os.walk(folder) for name in folders + names}
+    if odd := sorted(there ^ {*generated, 'manifest.csv', 'studio.json', 'audio'}):
+        refuse(f'{shown(odd[0])} was added to it or is gone')
+    changed = [path for path, sha256 in generated.items()
+               if os.path.islink(folder / path) or content_digest(folder / path) != sha256]
     if changed: refuse(f'{shown(changed[0])} was changed')
 
 # %% ../nbs/03_synthetic.ipynb #a0f022f5
@@ -376,18 +381,19 @@ def write_files(studio: Studio, folder: Path) -> None:
         (folder / path).write_bytes(content.getvalue())
     sha256 = [content_digest(folder / path) for path in table.path]
     write_csv(table.assign(sha256=sha256), folder / 'manifest.csv')
-    vouched = content_digest(folder / 'manifest.csv')
-    record = json.dumps(dict(hash=studio_hash(studio), version=VERSION, studio=asdict(studio), manifest=vouched), indent=1)
-    (folder / 'studio.json').write_text(record + '\n', encoding='utf-8')
+    record = dict(hash=studio_hash(studio), version=VERSION, studio=asdict(studio),
+                  manifest=content_digest(folder / 'manifest.csv'))
+    (folder / 'studio.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
 
 # %% ../nbs/03_synthetic.ipynb #e8494dee
 def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>/<name>
-    "Write a studio whole or not at all, unless it is there already. Raises `BadInput` over a folder that is not as it was generated."
+    "Write a studio whole or not at all, unless it is there. Raises `BadInput` over a folder that is not as generated."
     folder = Path(root) / check_component('name', studio.name)
     if is_written(studio, folder) or build_folder(folder, lambda draft: write_files(studio, draft)): return folder
     if is_written(studio, folder): return folder # somebody else was first
     check_generated(folder)
-    fresh, old = (folder.parent / f'.draft-{process_name()}-{secrets.token_hex(4)}' for _ in range(2)) # swept, should this process die
+    drafts = (f'.draft-{process_name()}-{secrets.token_hex(4)}' for _ in range(2)) # swept, should this process die
+    fresh, old = (folder.parent / draft for draft in drafts)
     try:
         build_folder(fresh, lambda draft: write_files(studio, draft))
         with writing(folder): replace_folder(folder, fresh, old)
@@ -395,13 +401,14 @@ def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>
     return folder
 
 def replace_folder(folder: Path, fresh: Path, old: Path) -> None:
-    "Put `fresh` in the place of a generated `folder`, which is `old` meanwhile; one that somebody changed just now is kept."
+    "Put `fresh` in the place of a generated `folder`, which is `old` meanwhile; one that was changed just now is kept."
     try: os.rename(folder, old)
     except FileNotFoundError: pass # somebody else replaces it
     else:
         try: check_generated(old)
         except BadInput:
-            os.rename(old, folder if not os.path.lexists(folder) else folder.with_name(f'{folder.name}-{old.name[-8:]}'))
+            beside = folder.with_name(f'{folder.name}-{old.name[-8:]}')
+            os.rename(old, beside if os.path.lexists(folder) else folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
     try: os.rename(fresh, folder)
