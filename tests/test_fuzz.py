@@ -625,8 +625,7 @@ def spoilt_label_maps(rng, root, i):
 @cache
 def frozen() -> tuple[pd.DataFrame, bytes]: # a table, and its split as a file
     rows = [(f'sub/{s}_{label}{k}.wav', label, f's{s}') for s in range(6) for label in LABELS for k in range(2)]
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(len(rows)))
-    table[['path', 'label', 'speaker']] = rows
+    table = check_table(pd.DataFrame(rows, columns=['path', 'label', 'speaker']), 'frozen')
     return table, freeze(table, make_splits(table, dict(protocol='k_fold', folds=3))).to_csv(index=False).encode()
 
 
