@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'NUMBERS', 'IDENTITIES', 'LARGEST', 'CELLS', 'DECIMAL', 'QUOTED', 'PLAIN', 'INVISIBLE', 'NOBODY',
            'ODD_TEXT', 'ODD_PATH', 'AUDIO', 'DEEPEST', 'GENDERS', 'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'TOLD',
-           'MAGIC', 'brief', 'as_path', 'text_lines', 'read_fields', 'as_number', 'as_numbers', 'read_csv', 'as_cell',
-           'write_csv', 'tidy', 'alike', 'ambiguities', 'Corpus', 'utterance_names', 'overlaps', 'check_columns',
-           'shipped', 'read_label_map', 'as_text', 'as_texts', 'as_columns', 'check_table', 'check_rows', 'with_labels',
-           'read_manifest', 'read_listed', 'write_manifest', 'released', 'leads_out', 'find_files', 'to_table',
-           'by_name', 'recorded', 'label_lines', 'read_iemocap', 'read_msp_improv', 'read_cremad', 'read_ravdess',
-           'read_emodb', 'read_savee', 'read_tess', 'read_nemo', 'read_urdu', 'read_esd', 'read_shemo',
-           'read_msp_podcast', 'CorpusWarning', 'emotions_of', 'from_manifest', 'leaves_out', 'read_corpus', 'warn_of',
-           'one_file', 'load_corpus', 'describe', 'read_json', 'saved_parts', 'open_part', 'stored_rows',
-           'write_recordings', 'import_dataset']
+           'MAGIC', 'brief', 'as_path', 'text_lines', 'read_fields', 'as_number', 'as_numbers', 'read_csv',
+           'is_missing', 'as_cell', 'write_csv', 'tidy', 'alike', 'ambiguities', 'Corpus', 'utterance_names',
+           'overlaps', 'check_columns', 'shipped', 'read_label_map', 'as_text', 'as_texts', 'as_columns', 'check_table',
+           'check_rows', 'with_labels', 'read_manifest', 'read_listed', 'write_manifest', 'released', 'leads_out',
+           'find_files', 'to_table', 'by_name', 'recorded', 'label_lines', 'read_iemocap', 'read_msp_improv',
+           'read_cremad', 'read_ravdess', 'read_emodb', 'read_savee', 'read_tess', 'read_nemo', 'read_urdu', 'read_esd',
+           'read_shemo', 'read_msp_podcast', 'CorpusWarning', 'emotions_of', 'from_manifest', 'leaves_out',
+           'read_corpus', 'warn_of', 'one_file', 'load_corpus', 'check_files', 'describe', 'read_json', 'saved_parts',
+           'open_part', 'stored_rows', 'write_recordings', 'import_dataset']
 
 # %% ../nbs/02_corpora.ipynb #6fe81e3c
 import csv, difflib, json, os, re, tempfile, unicodedata, warnings
@@ -28,7 +28,8 @@ from .config import LABELS, BadInput
 from .files import build_folder, check_apart, check_component, shown, write_file
 
 # %% ../nbs/02_corpora.ipynb #d3190eab
-COLUMNS = ('path', 'start', 'end', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id', 'duration_s', 'sample_rate', 'sha256')
+COLUMNS = ('path', 'start', 'end', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id',
+           'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('start', 'end', 'duration_s', 'sample_rate')
 IDENTITIES = ('speaker', 'session', 'text_id') # what splits keep apart
 
@@ -44,20 +45,24 @@ def as_path(what: str, # the parameter, for the message
             value,
            ) -> Path:
     "Raise `BadInput` where a path is wanted and something else is given."
-    if not isinstance(value, (str, os.PathLike)): raise BadInput(f'{what}: {shown(value)} is not a path; give it as text')
+    if not isinstance(value, (str, os.PathLike)):
+        raise BadInput(f'{what}: {shown(value)} is not a path; give it as text')
     return Path(value)
 
 def text_lines(path: Path, errors: str = 'strict') -> Iterator[str]: # with their ends
     "The lines of a file in UTF-8. Raises `BadInput` where there is none, it cannot be read, or it is no text."
     if not os.path.isfile(path): raise BadInput(f'{path}: there is no such file')
     try:
-        if os.path.getsize(path) > LARGEST: raise BadInput(f'{path}: is larger than {LARGEST >> 20} MiB, too large for a text about speech')
+        if os.path.getsize(path) > LARGEST:
+            raise BadInput(f'{path}: is larger than {LARGEST >> 20} MiB, too large for a text about speech')
         with open(path, encoding='utf-8-sig', errors=errors, newline='') as file:
             for line in file:
-                if '\0' in line: raise BadInput(f'{path}: cannot be read (it holds a NUL byte); expected text in UTF-8')
+                if '\0' in line:
+                    raise BadInput(f'{path}: cannot be read (it holds a NUL byte); expected text in UTF-8')
                 yield line
     except (OSError, UnicodeError) as err:
-        raise BadInput(f'{path}: cannot be read ({getattr(err, "strerror", None) or err}); expected text in UTF-8') from err
+        why = getattr(err, 'strerror', None) or err
+        raise BadInput(f'{path}: cannot be read ({why}); expected text in UTF-8') from err
 
 # %% ../nbs/02_corpora.ipynb #7a0be1d4
 def read_fields(path: Path, separator: str = ',') -> tuple[list[str], list[str]]: # header; all fields, row after row
@@ -74,14 +79,18 @@ def read_fields(path: Path, separator: str = ',') -> tuple[list[str], list[str]]
             if header is None: header = row
             else: fields += row
             short = len(header) - len(row)
-            if len(header) > 1000: raise BadInput(f'{path}: has {len(header)} columns; a table of speech has fewer than 1000')
-            if short < 0: raise BadInput(f'{path}, line {rows.line_num}: has {len(row)} fields, and the header has {len(header)}; '
-                                         'put text that holds a comma in quotation marks')
-            if short and header is not row: fields += [''] * short
-            if len(fields) > CELLS: raise BadInput(f'{path}: holds more than {CELLS} fields, too many for a table of speech')
+            if len(header) > 1000:
+                raise BadInput(f'{path}: has {len(header)} columns; a table of speech has fewer than 1000')
+            if short < 0:
+                raise BadInput(f'{path}, line {rows.line_num}: has {len(row)} fields, '
+                               f'and the header has {len(header)}; put text that holds a comma in quotation marks')
+            if header is not row: fields += [''] * short
+            if len(fields) > CELLS:
+                raise BadInput(f'{path}: holds more than {CELLS} fields, too many for a table of speech')
     except csv.Error as err: raise BadInput(f'{path}, line {rows.line_num}: is not CSV ({err})') from err
     if header is None: raise BadInput(f'{path}: is empty; expected a table with a header')
-    if fields and short and not last.endswith(('\n', '\r')): raise BadInput(f'{path}: its last line breaks off after {brief(last)}')
+    if fields and short and not last.endswith(('\n', '\r')):
+        raise BadInput(f'{path}: its last line breaks off after {brief(last)}; is the file whole?')
     return header, fields
 
 # %% ../nbs/02_corpora.ipynb #c2d80e55
@@ -99,7 +108,7 @@ def as_number(value) -> float | None: # NaN where there is none; None: it is som
 def as_numbers(values: list, what: str, name: str) -> np.ndarray: # (n,) float64
     "A column of numbers. Raises `BadInput`, naming the row, at what is none."
     known = {text: as_number(text) for text in {value for value in values if type(value) is str}}
-    found = [known[value] if type(value) is str else value if type(value) is float and abs(value) != np.inf else as_number(value) for value in values]
+    found = [known[value] if type(value) is str else as_number(value) for value in values]
     if None in found:
         i = found.index(None)
         raise BadInput(f'{name}, row {i + 2}: {what} {shown(values[i])} must be a number, such as 1.25, or empty')
@@ -115,53 +124,66 @@ def read_csv(path: Path,
     path = as_path('path', path)
     expected = f'expected a CSV file in UTF-8 whose first line holds {separator.join(needs)!r}'
     header, fields = read_fields(path, separator)
-    columns = {i: c for i, c in enumerate(header) if c or any(fields[i::len(header)])} # spreadsheets add nameless, empty ones
+    width = len(header)
+    columns = {i: c for i, c in enumerate(header) if c or any(fields[i::width])} # spreadsheets add nameless, empty ones
     if twice := [c for c, n in Counter(columns.values()).items() if n > 1]:
         raise BadInput(f'{path}: has more than one column {shown(twice[0])}; name each once')
     if missing := [c for c in needs if c not in columns.values()]:
         raise BadInput(f'{path}: has no column {" and no ".join(missing)}; {expected}')
-    table = pd.DataFrame({c: fields[i::len(header)] for i, c in columns.items()}, dtype=str)
+    table = pd.DataFrame({c: fields[i::width] for i, c in columns.items()}, dtype=str)
     for c, kind in numbers.items():
         if c not in table: continue
         found = as_numbers(table[c].tolist(), c, str(path))
         if kind is int:
             odd = ~(np.abs(found) < 2**53) | (found % 1 != 0)
-            if odd.any(): raise BadInput(f'{path}, row {odd.argmax() + 2}: {c} {shown(table[c][odd.argmax()])} must be a whole number')
+            if odd.any():
+                i = odd.argmax()
+                raise BadInput(f'{path}, row {i + 2}: {c} {shown(table[c][i])} must be a whole number')
         table[c] = found.astype(np.int64 if kind is int else np.float64)
     return table
 
 # %% ../nbs/02_corpora.ipynb #84fb2c90
+def is_missing(value) -> bool:
+    "Whether a value stands for nothing, as pandas and Python have it."
+    if isinstance(value, (float, np.floating)): return bool(np.isnan(value))
+    return value is None or value is pd.NA or value is pd.NaT
+
 QUOTED = re.compile('[",\r\n]|^[ \ufeff]')
 PLAIN = re.compile('[^",\r\n\0 \ufeff\ud800-\udfff][^",\r\n\0\ud800-\udfff]{0,9999}') # neither quoted nor refused
 
 def as_cell(value, name: str) -> str:
     "The text of a field. Raises `BadInput` where it could not be read again."
     if type(value) is str and PLAIN.fullmatch(value): return value
-    if value is None or value is pd.NA or value is pd.NaT or isinstance(value, (float, np.floating)) and np.isnan(value): return ''
+    if is_missing(value): return ''
     text = str(value)
     wrong = 'an infinite number' if isinstance(value, (float, np.floating)) and np.isinf(value) else \
-        'a NUL' if '\0' in text else 'no valid text' if re.search('[\ud800-\udfff]', text) else 'too long' if len(text) >= 131_072 else ''
+        'a NUL' if '\0' in text else \
+        'no valid text' if re.search('[\ud800-\udfff]', text) else \
+        'too long' if len(text) >= 131_072 else ''
     if wrong: raise BadInput(f'{name}: cannot be written, since {shown(text)} is {wrong}')
     return '"' + text.replace('"', '""') + '"' if QUOTED.search(text) else text
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     "Write a table, whole or not at all, so that `read_csv` gives it back. Raises `BadInput` where that cannot be."
     names = [str(c) for c in table]
-    if not all(names) or len(set(names)) < len(names): raise BadInput(f'{path}: cannot be written, since columns have no names of their own')
+    if not all(names) or len(set(names)) < len(names):
+        raise BadInput(f'{path}: cannot be written, since columns have no names of their own')
     columns = [[as_cell(value, str(path)) for value in [name, *table.iloc[:, i]]] for i, name in enumerate(names)]
     if len(columns) == 1: columns = [[cell or '""' for cell in columns[0]]] # else a blank line
     write_file(path, ''.join(','.join(row) + '\n' for row in zip(*columns)))
 
 # %% ../nbs/02_corpora.ipynb #0f8e6b3a
-INVISIBLE = '\u00ad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff'
+INVISIBLE = ''.join(map(chr, (0xad, 0x61c, 0x180e, *range(0x200b, 0x2010), *range(0x202a, 0x202f), 0x2060,
+                              *range(0x2066, 0x206a), 0xfeff))) # soft hyphen, zero-width spaces, marks of direction
 
 def tidy(text: str) -> str:
-    "The one spelling of text that only differs in what cannot be seen: Unicode form NFC, single spaces, none at the ends."
+    "The one spelling of text that differs in what cannot be seen: Unicode form NFC, single spaces, none at the ends."
     if text.isascii(): return ' '.join(re.split(r'\s+', text)).strip()
     return re.sub(r'\s+', ' ', unicodedata.normalize('NFC', text)).strip(' ' + INVISIBLE)
 
 # %% ../nbs/02_corpora.ipynb #d5730b8c
-NOBODY = {'nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat', 'unknown', 'unk', 'undefined', 'missing', '-', '--', '_', '?', '.'}
+NOBODY = {'nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat', 'unknown', 'unk', 'undefined', 'missing',
+          '-', '--', '_', '?', '.'}
 
 def alike(text: str) -> str:
     "What spellings that may be meant for the same have in common: no case, accents, leading zeros, or .0 at the end."
@@ -172,7 +194,8 @@ def alike(text: str) -> str:
     joined = re.sub(r'[\s_-]+', '_', bare).strip('_')
     return re.sub(r'(?<!\d)0+(?=\d)', '', re.sub(r'(\d)[.,]0+$', r'\1', joined))
 
-def ambiguities(table: pd.DataFrame) -> list[tuple[str, str, str]]: # column, one spelling, another; '' where nothing may be meant
+def ambiguities(table: pd.DataFrame, # COLUMNS
+               ) -> list[tuple[str, str, str]]: # column, one spelling, another; '' where nothing may be meant
     "Speakers, sessions and texts that may be the same, or nobody."
     found = []
     for column in IDENTITIES:
@@ -198,33 +221,44 @@ class Corpus:
     @property
     def names(self) -> list[str]: return utterance_names(self.table)
     @property
-    def segments(self) -> np.ndarray | None: # (n, 2) float64 seconds, NaN where all of the recording is meant; None: it always is
+    def segments(self) -> np.ndarray | None: # (n, 2) float64 seconds, NaN where all of the recording is meant
+        "Start and end of each utterance; None where all are whole recordings."
         parts = self.table[['start', 'end']].to_numpy(np.float64)
         return None if np.isnan(parts).all() else parts
     @property
     def labels(self) -> np.ndarray: # (n,) int64 class indices
-        if not (known := self.table.label.isin(LABELS)).all():
-            raise BadInput(f'{self.name}: the label {shown(self.table.label[~known].iloc[0])} is not known; use {", ".join(LABELS)}')
+        "Raises `BadInput` at a label that is not known."
+        unknown = self.table.label[~self.table.label.isin(LABELS)]
+        if len(unknown):
+            raise BadInput(f'{self.name}: the label {shown(unknown.iloc[0])} is not known; use {", ".join(LABELS)}')
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
     @property
     def doubts(self) -> list[tuple[str, str]]: # kind, and one line
         "What reading the corpus left open; a warning each."
-        found = [('spelling', f'{shown(one)} is taken for a {column}; leave it empty, or leave the row out, if that is not known' if not other else
-                  f'the {column}s {shown(one)} and {shown(other)} count as two; if they are one, spell them alike')
-                 for column, one, other in ambiguities(self.table)]
+        two = 'count as two; if they are one, spell them alike'
+        none = 'if it stands for none, leave it empty, or leave the row out'
+        found = [('spelling', f'the {column}s {shown(one)} and {shown(other)} {two}' if other else
+                  f'{shown(one)} is taken for a {column}; {none}') for column, one, other in ambiguities(self.table)]
         found += [('overlap', f'{shown(one)} and {shown(other)} overlap') for one, other in overlaps(self.table)]
-        if self.overruled: found.append(('label map', f'the column label differs from the label map in {self.overruled} rows; the map counts'))
-        if self.ignored: found.append(('ignored column', f'not read: the column {", ".join(map(shown, self.ignored[:9]))}'))
+        if self.overruled:
+            rows = f'in {self.overruled} rows'
+            found.append(('label map', f'the column label differs from the label map {rows}; the map counts'))
+        if self.ignored:
+            columns = ', '.join(map(shown, self.ignored[:9]))
+            found.append(('ignored column', f'what these columns say is not read: {columns}'))
         return found
 
+# %% ../nbs/02_corpora.ipynb #8de40b71
 def utterance_names(table: pd.DataFrame) -> list[str]: # (n,) path, or path#START-END
     "What tells the utterances of a corpus apart."
-    return [path if np.isnan(start) else f'{path}#{start:.10g}-{end:.10g}' for path, start, end in zip(table.path, table.start, table.end)]
+    return [path if np.isnan(start) else f'{path}#{start:.10g}-{end:.10g}'
+            for path, start, end in zip(table.path, table.start, table.end)]
 
 def overlaps(table: pd.DataFrame) -> list[tuple[str, str]]: # two names
     "Utterances that share a part of a recording with one that begins before."
     if table.start.isna().all(): return []
-    spans = table.assign(name=utterance_names(table), start=table.start.fillna(0), end=table.end.fillna(np.inf)).sort_values(['path', 'start'])
+    spans = table.assign(name=utterance_names(table), start=table.start.fillna(0), end=table.end.fillna(np.inf))
+    spans = spans.sort_values(['path', 'start', 'end'])
     found, last = [], None
     for row in spans.itertuples():
         if last is not None and row.path == last.path and row.start < last.end: found.append((last.name, row.name))
@@ -234,7 +268,8 @@ def overlaps(table: pd.DataFrame) -> list[tuple[str, str]]: # two names
 # %% ../nbs/02_corpora.ipynb #7ce79b23
 def check_columns(table: pd.DataFrame, known: tuple[str, ...], name: str) -> tuple[str, ...]: # the others
     "Raise `BadInput` where a column's name is nearly one of `known`, or is there twice."
-    if twice := [c for c, n in Counter(table.columns).items() if n > 1]: raise BadInput(f'{name}: has more than one column {shown(twice[0])}; name each once')
+    if twice := [c for c, n in Counter(table.columns).items() if n > 1]:
+        raise BadInput(f'{name}: has more than one column {shown(twice[0])}; name each once')
     meant = {alike(c): c for c in known}
     others = tuple(str(c) for c in table if c not in known)
     for c in others:
@@ -255,11 +290,13 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
     table = read_csv(path, ())
     check_columns(table, known, str(path))
     if missing := [c for c in known if c not in table]:
-        raise BadInput(f'{path}: has no column {" and no ".join(missing)}; expected a CSV file in UTF-8 whose first line holds {",".join(known)!r}')
+        raise BadInput(f'{path}: has no column {" and no ".join(missing)}; '
+                       f'expected a CSV file in UTF-8 whose first line holds {",".join(known)!r}')
     table = table[list(known)].map(tidy)
     for i, label in enumerate(table.label, 2):
         if label not in ('', *LABELS):
-            raise BadInput(f'{path}, row {i}: the label {shown(label)} is not known; use {", ".join(LABELS)}, or nothing to leave the emotion out')
+            raise BadInput(f'{path}, row {i}: the label {shown(label)} is not known; '
+                           f'use {", ".join(LABELS)}, or nothing to leave the emotion out')
     twice = table.duplicated(['corpus', 'emotion']).to_numpy()
     if twice.any():
         corpus, emotion = table[['corpus', 'emotion']].iloc[twice.argmax()]
@@ -274,24 +311,28 @@ def as_text(value) -> str | None: # '' where there is none; None: it is somethin
     if isinstance(value, str): return str(value)
     if isinstance(value, PurePath): return value.as_posix()
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return str(value)
-    return '' if value is None or value is pd.NA or value is pd.NaT or isinstance(value, (float, np.floating)) and np.isnan(value) else None
+    return '' if is_missing(value) else None
 
 def as_texts(values: list, what: str, name: str) -> list[str]: # tidy, but for paths
     "A column of text. Raises `BadInput`, naming the row, at what is none."
     def complain(i, value, wrong): raise BadInput(f'{name}, row {i + 2}: the {what} {shown(value)} {wrong}')
     found = values if all(type(value) is str for value in values) else [as_text(value) for value in values]
-    if None in found: complain(found.index(None), values[found.index(None)], 'is not text; write it as it is to be read')
+    if None in found:
+        i = found.index(None)
+        complain(i, values[i], 'is not text; write it as it is to be read')
     spelt = {text: text if what == 'path' else tidy(text) for text in set(found)}
     odd = {text for text, one in spelt.items() if not one.isprintable() and ODD_TEXT.search(one)}
-    if odd: complain(*next((i, text) for i, text in enumerate(found) if text in odd), 'holds a character that cannot be printed')
+    for i, text in enumerate(found if odd else []):
+        if text in odd: complain(i, text, 'holds a character that cannot be printed')
     return [spelt[text] for text in found]
 
 def as_columns(table: pd.DataFrame, name: str) -> pd.DataFrame: # those of COLUMNS that are there
     "Text as text and numbers as numbers. Raises `BadInput`, naming the row, at what is neither."
     known = {c: table[c].tolist() for c in COLUMNS if c in table}
-    made = {c: as_numbers(values, c, name) if c in NUMBERS else pd.Series(as_texts(values, c, name), dtype=str) for c, values in known.items()}
+    made = {c: as_numbers(values, c, name) if c in NUMBERS else pd.Series(as_texts(values, c, name), dtype=str)
+            for c, values in known.items()}
     rates = made.get('sample_rate', np.array([np.nan]))
-    if np.isfinite(rates).all() and (rates % 1 == 0).all() and (np.abs(rates) < 2**53).all(): made['sample_rate'] = rates.astype(np.int64)
+    if (np.abs(rates) < 2**53).all() and (rates % 1 == 0).all(): made['sample_rate'] = rates.astype(np.int64)
     return pd.DataFrame(made, index=range(len(table)))
 
 # %% ../nbs/02_corpora.ipynb #a469a1f1
@@ -312,31 +353,39 @@ def check_rows(table: pd.DataFrame, name: str, emotions: dict[str, str] | None) 
     if emotions is not None: table = with_labels(table, name, emotions)
     elif 'label' not in table and 'emotion' in table: table = table.assign(label=table.emotion)
     if missing := [c for c in ('path', 'label', 'speaker') if c not in table]:
-        raise BadInput(f'{name}: has no column {" and no ".join(missing)}; path, label and speaker are needed, as in path,label,speaker')
+        raise BadInput(f'{name}: has no column {" and no ".join(missing)}; '
+                       'path, label and speaker are needed, as in path,label,speaker')
     table = table.assign(**{c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table})
+    known, named = ', '.join(LABELS), pd.Series(utterance_names(table), dtype=str)
+    left_out = (table.label == '') & (emotions is not None)
     complain(table.path == '', lambda row: 'the path is empty')
     complain(table.path.str.len() > 4096, lambda row: f'the path {shown(row.path)} is too long')
-    complain(table.path.str.contains(ODD_PATH), lambda row: f'the path {shown(row.path)} must be relative to the folder of the corpus, without ".." and with "/"')
-    complain(table.start.isna() != table.end.isna(), lambda row: f'{brief(row.path)} has a start or an end alone; give both, or neither')
-    complain((table.start < 0) | (table.start >= table.end), lambda row: f'{brief(row.path)} begins at {row.start:g} s and ends at {row.end:g} s')
-    named = pd.Series(utterance_names(table), dtype=str)
-    complain(named.duplicated(), lambda row: f'{brief(named[row.name])} is listed twice, first in row {(named == named[row.name]).argmax() + 2}')
-    left_out = (table.label == '') & (emotions is not None)
-    complain(~table.label.isin(LABELS) & ~left_out, lambda row: f'the label {shown(row.label)} is not known; use {", ".join(LABELS)}')
-    complain(table.speaker == '', lambda row: f'no speaker is given for {brief(row.path)}; splits need to know who speaks')
+    complain(table.path.str.contains(ODD_PATH), lambda row:
+             f'the path {shown(row.path)} must be relative to the folder of the corpus, without ".." and with "/"')
+    complain(table.start.isna() != table.end.isna(), lambda row:
+             f'{brief(row.path)} has a start or an end alone; give both, or neither')
+    complain((table.start < 0) | (table.start >= table.end), lambda row:
+             f'{brief(row.path)} begins at {row.start:g} s and ends at {row.end:g} s; use 0 <= start < end')
+    complain(named.duplicated(), lambda row:
+             f'{brief(named[row.name])} is listed twice, first in row {(named == named[row.name]).argmax() + 2}')
+    complain(~table.label.isin(LABELS) & ~left_out, lambda row:
+             f'the label {shown(row.label)} is not known; use {known}')
+    complain(table.speaker == '', lambda row:
+             f'no speaker is given for {brief(row.path)}; splits need to know who speaks')
     table = table[~left_out].reset_index(drop=True)
-    if not len(table): raise BadInput(f'{name}: has no utterances of {", ".join(LABELS)}')
+    if not len(table): raise BadInput(f'{name}: has no utterances of {known}')
     return table[list(COLUMNS)]
 
 def with_labels(table: pd.DataFrame, name: str, emotions: dict[str, str]) -> pd.DataFrame: # with emotion and label
-    "What a label map makes of the column emotion, or of label where there is none. Raises `BadInput` at an emotion that it does not list."
+    "What a label map makes of the column emotion, or of label where there is none. Raises `BadInput` at what it lacks."
     if 'emotion' not in table and 'label' not in table: return table
     if 'emotion' not in table: table = table.rename(columns={'label': 'emotion'})
     labels = table.emotion.map({tidy(emotion): label for emotion, label in emotions.items()})
     if (unknown := labels.isna().to_numpy()).any():
         emotion = table.emotion[unknown.argmax()]
         near = [f', which has {shown(known)}' for known in emotions if alike(known) == alike(emotion)]
-        raise BadInput(f'{name}, row {unknown.argmax() + 2}: the emotion {shown(emotion)} is not in the label map{"".join(near[:1])}; '
+        raise BadInput(f'{name}, row {unknown.argmax() + 2}: '
+                       f'the emotion {shown(emotion)} is not in the label map{"".join(near[:1])}; '
                        'add a line for it, with an empty label to leave it out')
     return table.assign(label=labels)
 
@@ -350,7 +399,8 @@ def read_listed(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]: # of str; c
     table = read_csv(path, ())
     others = check_columns(table, COLUMNS, str(path))
     if missing := [c for c in ('path', 'speaker') if c not in table]:
-        raise BadInput(f'{path}: has no column {" and no ".join(missing)}; expected a CSV file in UTF-8 whose first line holds "path,label,speaker"')
+        raise BadInput(f'{path}: has no column {" and no ".join(missing)}; '
+                       'expected a CSV file in UTF-8 whose first line holds "path,label,speaker"')
     return table, others
 
 def write_manifest(table: pd.DataFrame, path: Path) -> None:
@@ -361,7 +411,8 @@ def write_manifest(table: pd.DataFrame, path: Path) -> None:
 def released(name: str) -> pd.DataFrame: # COLUMNS without label, start and end, one row a released file
     "What is known of the files of a release. Raises `BadInput` where nothing is."
     path = shipped(f'{name}.csv')
-    if not re.fullmatch(r'\w+', name) or not path.is_file(): raise BadInput(f'{name}: no manifest of a release of that name is known')
+    if not re.fullmatch(r'\w+', str(name)) or not path.is_file():
+        raise BadInput(f'{name}: no manifest of a release of that name is known')
     return as_columns(read_csv(path, tuple(c for c in COLUMNS if c not in ('label', 'start', 'end'))), str(path))
 
 # %% ../nbs/02_corpora.ipynb #194b243c
@@ -373,41 +424,50 @@ def leads_out(root: Path, paths: list[str]) -> list[str]: # those of them
     top = os.path.join(os.path.realpath(root), '')
     def inside(path): return os.path.join(os.path.realpath(os.path.join(root, path)), '').startswith(top)
     good = {folder for folder in {os.path.dirname(path) for path in paths} if inside(folder)}
-    return [path for path in paths if os.path.dirname(path) not in good or os.path.islink(os.path.join(root, path)) and not inside(path)]
+    def stays(path):
+        return os.path.dirname(path) in good and (not os.path.islink(os.path.join(root, path)) or inside(path))
+    return [path for path in paths if not stays(path)]
 
 def find_files(root: Path, suffixes: set[str],
                refuse_links: bool = True, # raise `BadInput` at a file that is a link out of the folder
               ) -> list[PurePosixPath]:   # relative to root, sorted
     "Every file below a folder with one of these suffixes, but for hidden ones. Links to folders are not followed."
-    def refuse(err): raise BadInput(f'{err.filename}: cannot be listed ({err.strerror})') from err
+    def refuse(err): raise BadInput(f'{brief(err.filename)}: cannot be listed ({err.strerror})') from err
     found, start = [], len(os.path.join(root, ''))
     for folder, folders, names in os.walk(root, onerror=refuse):
-        if folder.count(os.sep, start) > DEEPEST: raise BadInput(f'{root}: folders lie more than {DEEPEST} deep in it; is it the right folder?')
+        if folder.count(os.sep, start) > DEEPEST:
+            raise BadInput(f'{root}: folders lie more than {DEEPEST} deep in it; is it the right folder?')
         folders[:] = [name for name in folders if not name.startswith('.')]
         found += [os.path.join(folder, name)[start:].replace(os.sep, '/') for name in names
                   if not name.startswith('.') and os.path.splitext(name)[1].lower() in suffixes]
     if refuse_links and (out := leads_out(root, [path for path in found if os.path.islink(os.path.join(root, path))])):
-        raise BadInput(f'{root}: {len(out)} files are links that lead out of it, the first is {brief(out[0])}; copy them into it')
+        raise BadInput(f'{root}: {len(out)} files are links that lead out of it, the first is {brief(out[0])}; '
+                       'copy them into it')
     for path in found:
         try: path.encode()
-        except UnicodeEncodeError as err: raise BadInput(f'{root}: the file name {os.fsencode(path)!r} is not UTF-8; rename it') from err
-        if ODD_TEXT.search(path): raise BadInput(f'{root}: the file name {shown(path)} holds a character that cannot be printed; rename it')
+        except UnicodeEncodeError as err:
+            raise BadInput(f'{root}: the file name {os.fsencode(path)!r} is not UTF-8; rename it') from err
+        if ODD_TEXT.search(path):
+            raise BadInput(f'{root}: the file name {shown(path)} holds a character that cannot be printed; rename it')
     return [PurePosixPath(path) for path in sorted(found)]
 
-def to_table(rows: list[dict], root: Path, like: str) -> pd.DataFrame: # path, emotion, speaker, session, gender, text_id
+def to_table(rows: list[dict], root: Path, like: str,
+            ) -> pd.DataFrame: # path, emotion, speaker, session, gender, text_id
     "Rows as a table. Raises `BadInput` where there are none, or one utterance is there twice."
-    if not rows: raise BadInput(f'{root}: nothing is named as in the release, such as {like}; is this the right folder?')
-    table = pd.DataFrame(rows, columns=['path', 'emotion', 'speaker', 'session', 'gender', 'text_id'], dtype=object).fillna('')
+    if not rows:
+        raise BadInput(f'{root}: nothing is named as in the release, such as {like}; is this the right folder?')
+    columns = ['path', 'emotion', 'speaker', 'session', 'gender', 'text_id']
+    table = pd.DataFrame(rows, columns=columns, dtype=object).fillna('')
     name = table.speaker + '/' + [row.get('utterance', PurePosixPath(row['path']).stem) for row in rows]
     if (twice := name.duplicated()).any():
         one, other = table.path[name == name[twice.argmax()]][:2]
-        raise BadInput(f'{root}: {brief(one)} and {brief(other)} are the same utterance; keep one of them' if one != other else
-                       f'{root}: {brief(one)} is labelled twice; is a label file there twice?')
+        raise BadInput(f'{root}: {brief(one)} is labelled twice; is a label file there twice?' if one == other else
+                       f'{root}: {brief(one)} and {brief(other)} are the same utterance; keep one of them')
     return table
 
 def by_name(root: Path, like: str, # a name in the release, for the message
-            facts: Callable[[PurePosixPath], dict | None], # what a path says: emotion, speaker, …, and an utterance's name
-                                                   # where that is not the file's; None: not of this corpus
+            facts: Callable[[PurePosixPath], dict | None], # what a path says: emotion, speaker, …, and an utterance's
+                                                   # name where that is not the file's; None: not of this corpus
            ) -> pd.DataFrame:
     "The table of a corpus that says all in the names of its files."
     said = [(path, facts(path)) for path in find_files(root, AUDIO)]
@@ -419,7 +479,9 @@ GENDERS = {'M': 'male', 'F': 'female'}
 IEMOCAP_TURN = re.compile(r'\[[\d.]+ - [\d.]+\]\t(Ses(\d\d)[FM]_\w+_([FM])\w*)\t(\w+)\t\[')
 
 def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suffix -> path
-    "The recordings that label files may speak of, in folders called `inside` if that is given. Raises `BadInput` where one is there twice."
+    """The recordings that label files may speak of, in folders called `inside` if that is given.
+
+    Raises `BadInput` where one is there twice."""
     found = {}
     for path in find_files(root, AUDIO):
         if inside and inside not in path.parts: continue
@@ -428,11 +490,12 @@ def recorded(root: Path, inside: str = '') -> dict[str, str]: # name without suf
     return found
 
 def label_lines(path: Path, pattern: re.Pattern, starts: str | tuple[str, ...], like: str) -> list[re.Match]:
-    "What `pattern` finds in the lines that begin with `starts`. Raises `BadInput` at such a line that it does not match."
+    "What `pattern` finds in the lines that begin with `starts`. Raises `BadInput` where such a line does not match."
     found = []
     for i, line in enumerate(text_lines(path, errors='replace'), 1):
         if not line.startswith(starts): continue
-        if len(line) > 1000 or not (match := pattern.match(line.rstrip())): raise BadInput(f'{path}, line {i}: {shown(line)} is not as in the release, such as {like}')
+        if len(line) > 1000 or not (match := pattern.match(line.rstrip())):
+            raise BadInput(f'{path}, line {i}: {shown(line)} is not as in the release, such as {like}')
         found.append(match)
     return found
 
@@ -444,10 +507,12 @@ def read_iemocap(root: Path) -> pd.DataFrame:
     for file in find_files(root, {'.txt'}):
         if file.parts[-3:-1] != ('dialog', 'EmoEvaluation'): continue
         wav = file.parents[2] / 'sentences' / 'wav' / file.stem
-        for turn, session, spoken_by, emotion in (match.groups() for match in label_lines(root / file, IEMOCAP_TURN, '[', like)):
+        for match in label_lines(root / file, IEMOCAP_TURN, '[', like):
+            turn, session, spoken_by, emotion = match.groups()
             script = re.search(r'script\d\d_\d', turn)
-            rows.append(dict(path=paths.get(turn, str(wav / f'{turn}.wav')), emotion=emotion, speaker=f'Ses{session}{spoken_by}',
-                             session=session, gender=GENDERS[spoken_by], text_id=script[0] if script else ''))
+            rows.append(dict(path=paths.get(turn, str(wav / f'{turn}.wav')), emotion=emotion,
+                             speaker=f'Ses{session}{spoken_by}', session=session, gender=GENDERS[spoken_by],
+                             text_id=script[0] if script else ''))
     return to_table(sorted(rows, key=lambda row: row['path']), root, 'Session1/dialog/EmoEvaluation/Ses01F_impro01.txt')
 
 # %% ../nbs/02_corpora.ipynb #d9844df5
@@ -464,7 +529,9 @@ def read_msp_improv(root: Path) -> pd.DataFrame:
         path = paths.get(f'MSP-{name}', f'session{session}/{name.split("-")[1]}/{scenario}/MSP-{name}.wav')
         row = dict(path=path, emotion=emotion, speaker=gender + tens + session, session=session, gender=GENDERS[gender],
                    text_id=sentence if scenario in 'RS' else '')
-        if rows.setdefault(name, row) != row: raise BadInput(f'{root}: {labels[-1]} gives {brief(name)} a second label, {emotion} beside {rows[name]["emotion"]}')
+        if (first := rows.setdefault(name, row)) != row:
+            raise BadInput(f'{root}: {labels[-1]} gives {brief(name)} a second label, '
+                           f'{emotion} beside {first["emotion"]}')
     return to_table(sorted(rows.values(), key=lambda row: row['path']), root, 'Evalution.txt')
 
 # %% ../nbs/02_corpora.ipynb #f91c0941
@@ -485,7 +552,8 @@ def read_ravdess(root: Path) -> pd.DataFrame:
     def facts(path):
         if not re.fullmatch(r'03-01(-\d\d){5}', path.stem): return None
         emotion, _, statement, _, speaker = path.stem.split('-')[2:]
-        return dict(emotion=emotion, speaker=speaker, gender='male' if int(speaker) % 2 else 'female', text_id=statement)
+        gender = 'male' if int(speaker) % 2 else 'female'
+        return dict(emotion=emotion, speaker=speaker, gender=gender, text_id=statement)
     return by_name(root, '03-01-05-01-02-01-12.wav', facts)
 
 # %% ../nbs/02_corpora.ipynb #1073fba6
@@ -494,7 +562,8 @@ def read_emodb(root: Path) -> pd.DataFrame:
     def facts(path):
         if not re.fullmatch(r'\d\d[ab]\d\d[A-Z]\w?', path.stem): return None
         speaker = path.stem[:2]
-        return dict(emotion=path.stem[5], speaker=speaker, gender='male' if speaker in {'03', '10', '11', '12', '15'} else 'female', text_id=path.stem[2:5])
+        gender = 'male' if speaker in {'03', '10', '11', '12', '15'} else 'female'
+        return dict(emotion=path.stem[5], speaker=speaker, gender=gender, text_id=path.stem[2:5])
     return by_name(root, '03a01Fa.wav', facts)
 
 # %% ../nbs/02_corpora.ipynb #5f90fe5e
@@ -502,7 +571,9 @@ def read_savee(root: Path) -> pd.DataFrame:
     "SAVEE (Jackson & Haq 2014): letters are the emotion, before them stands the speaker."
     def facts(path):
         found = re.search(r'(?:^|/)(DC|JE|JK|KL)[_/](sa|su|[adfhn])(\d\d)$', str(path.with_suffix('')))
-        return dict(speaker=found[1], emotion=found[2], gender='male', text_id=found[2] + found[3], utterance=found[2] + found[3]) if found else None
+        if not found: return None
+        said = found[2] + found[3]
+        return dict(speaker=found[1], emotion=found[2], gender='male', text_id=said, utterance=said)
     return by_name(root, 'DC/a01.wav', facts)
 
 # %% ../nbs/02_corpora.ipynb #f635faf8
@@ -511,18 +582,22 @@ def read_tess(root: Path) -> pd.DataFrame:
     def facts(path):
         found = re.fullmatch(r'([OY]A)F?_(\w+)_([A-Za-z]+)', path.stem)
         if not found: return None
-        return dict(speaker=found[1] + 'F', emotion=found[3].lower(), gender='female', text_id=found[2], utterance=f'{found[2]}_{found[3].lower()}')
+        emotion = found[3].lower()
+        return dict(speaker=found[1] + 'F', emotion=emotion, gender='female', text_id=found[2],
+                    utterance=f'{found[2]}_{emotion}')
     return by_name(root, 'OAF_back_angry.wav', facts)
 
 # %% ../nbs/02_corpora.ipynb #4e560788
 def read_nemo(root: Path) -> pd.DataFrame:
-    "nEMO (Christop 2024): speaker, emotion and sentence in the name of the file, the gender in data.tsv or the manifest."
+    "nEMO (Christop 2024): speaker, emotion and sentence in the file's name, the gender in data.tsv or the manifest."
     about = next((root / path for path in find_files(root, {'.tsv'}) if path.name == 'data.tsv'), None)
-    people = read_csv(about, ('speaker_id', 'gender'), '\t') if about else released('nemo').rename(columns={'speaker': 'speaker_id'})
+    people = read_csv(about, ('speaker_id', 'gender'), '\t') if about else \
+        released('nemo').rename(columns={'speaker': 'speaker_id'})
     gender = dict(zip(people.speaker_id.str.strip(), people.gender))
     def facts(path):
         found = re.fullmatch(r'([A-Z]+\d)_([a-z]+)_(\d+)', path.stem)
-        return dict(speaker=found[1], emotion=found[2], gender=gender.get(found[1], ''), text_id=found[3]) if found else None
+        if not found: return None
+        return dict(speaker=found[1], emotion=found[2], gender=gender.get(found[1], ''), text_id=found[3])
     return by_name(root, 'samples/EB0_anger_1.wav', facts)
 
 # %% ../nbs/02_corpora.ipynb #5ac72f78
@@ -558,7 +633,9 @@ def read_shemo(root: Path) -> pd.DataFrame:
 def read_msp_podcast(root: Path) -> pd.DataFrame:
     "MSP-Podcast (Lotfian & Busso 2019): perceived labels by its table; unknown speakers are left out."
     tables = [path for path in find_files(root, {'.csv'}) if path.stem in ('labels_consensus', 'labels_concensus')]
-    if len(tables) != 1: raise BadInput(f'{root}: {len(tables)} files are named labels_consensus.csv or labels_concensus.csv; one is needed, in Labels')
+    if len(tables) != 1:
+        raise BadInput(f'{root}: {len(tables)} files are named labels_consensus.csv or labels_concensus.csv; '
+                       'one is needed, in Labels')
     table = read_csv(root / tables[0], ('FileName', 'EmoClass', 'SpkrID'))
     paths = recorded(root)
     genders = table.Gender if 'Gender' in table else [''] * len(table)
@@ -570,8 +647,9 @@ def read_msp_podcast(root: Path) -> pd.DataFrame:
 
 # %% ../nbs/02_corpora.ipynb #e3d620b9
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    'iemocap': read_iemocap, 'msp_improv': read_msp_improv, 'cremad': read_cremad, 'ravdess': read_ravdess, 'emodb': read_emodb,
-    'savee': read_savee, 'tess': read_tess, 'nemo': read_nemo, 'urdu': read_urdu, 'esd': read_esd, 'shemo': read_shemo, 'msp_podcast': read_msp_podcast}
+    'iemocap': read_iemocap, 'msp_improv': read_msp_improv, 'cremad': read_cremad, 'ravdess': read_ravdess,
+    'emodb': read_emodb, 'savee': read_savee, 'tess': read_tess, 'nemo': read_nemo, 'urdu': read_urdu, 'esd': read_esd,
+    'shemo': read_shemo, 'msp_podcast': read_msp_podcast}
 
 # %% ../nbs/02_corpora.ipynb #5ce2f9b0
 class CorpusWarning(UserWarning):
@@ -579,7 +657,8 @@ class CorpusWarning(UserWarning):
 
 TOLD: dict = {} # what Python's warnings keep, so that each is said once
 
-def emotions_of(name: str, label_map: Path | None) -> dict[str, str] | None: # emotion -> label or ''; None: no lines, in the shipped map
+def emotions_of(name: str, label_map: Path | None,
+               ) -> dict[str, str] | None: # emotion -> label or ''; None: the shipped map has no lines
     "A corpus's lines of a label map. Raises `BadInput` where a map of the user's own has none."
     known = read_label_map(label_map)
     found = known.get(tidy(name))
@@ -606,16 +685,20 @@ def leaves_out(table: pd.DataFrame) -> dict[str, int]: # emotion -> count
     "What has no label, in a table with emotions and labels."
     return table.emotion[table.label == ''].value_counts().to_dict()
 
+# %% ../nbs/02_corpora.ipynb #1c5f7a93
 def read_corpus(name: str,                     # picks the reader and the lines of the label map
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
                ) -> Corpus:
-    "A checked table; whether its recordings are there is not asked. Warns of doubts; raises `BadInput` where it cannot be read."
+    """A checked table; whether its recordings are there is not asked.
+
+    Warns of doubts (`CorpusWarning`). Raises `BadInput` where it cannot be read."""
     check_component('corpus', name)
     root = as_path('root', root)
     manifest = root / 'manifest.csv'
     if not os.path.isdir(root): raise BadInput(f'{root}: there is no such folder')
-    if leads_out(root, ['manifest.csv']): raise BadInput(f'{manifest}: is a link that leads out of the folder; copy it there')
+    if leads_out(root, ['manifest.csv']):
+        raise BadInput(f'{manifest}: is a link that leads out of the folder; copy it there')
     if os.path.lexists(manifest): corpus = from_manifest(name, root, label_map)
     elif os.path.exists(root / 'dataset_info.json') or os.path.exists(root / 'dataset_dict.json'):
         raise BadInput(f'{root}: is a folder of the datasets library; bring it in with cdser import-dataset')
@@ -624,7 +707,8 @@ def read_corpus(name: str,                     # picks the reader and the lines 
                        'add a manifest.csv with the columns path,label,speaker')
     else:
         raw, emotions = as_columns(READERS[name](root), str(root)), emotions_of(name, label_map)
-        corpus = Corpus(name, root, check_rows(raw, str(root), emotions), leaves_out(with_labels(raw, str(root), emotions)))
+        table = check_rows(raw, str(root), emotions)
+        corpus = Corpus(name, root, table, leaves_out(with_labels(raw, str(root), emotions)))
     warn_of(corpus)
     return corpus
 
@@ -648,7 +732,8 @@ def one_file(root: Path, paths: list[str]) -> tuple[str, str] | None: # None whe
     for path in dict.fromkeys(paths):
         twin = seen.setdefault(target(path), path)
         other = forms.setdefault(unicodedata.normalize('NFC', path).casefold(), path)
-        if twin == path and other != path and os.path.samefile(root / other, root / path) and os.stat(root / path).st_nlink == 1: twin = other
+        linked = os.stat(root / path).st_nlink > 1 if other != path else False
+        if twin == path != other and not linked and os.path.samefile(root / other, root / path): twin = other
         if twin != path: return twin, path
 
 def load_corpus(name: str,                     # the name of its folder
@@ -657,32 +742,44 @@ def load_corpus(name: str,                     # the name of its folder
                ) -> Corpus:
     "A checked corpus. Raises `BadInput` where it is not there, cannot be read, or lists recordings that are not there."
     corpora_root = as_path('corpora_root', corpora_root)
-    if not os.path.isdir(corpora_root): raise BadInput(f'corpora_root: there is no folder {corpora_root}; it should hold a folder for each corpus')
+    if not os.path.isdir(corpora_root):
+        raise BadInput(f'corpora_root: there is no folder {corpora_root}; it should hold a folder for each corpus')
     check_component('corpus', name)
     if not os.path.isdir(corpora_root / name):
-        try: there = ', '.join(brief(entry.name) for entry in sorted(os.scandir(corpora_root), key=lambda entry: entry.name) if entry.is_dir())
-        except OSError as err: raise BadInput(f'corpora_root: {corpora_root} cannot be listed ({err.strerror})') from err
-        raise BadInput(f'corpora_root: {corpora_root} has no folder {shown(name)}, it holds {there[:200] or "no folder"}')
+        try: there = sorted(brief(entry.name) for entry in os.scandir(corpora_root) if entry.is_dir())
+        except OSError as err:
+            raise BadInput(f'corpora_root: {corpora_root} cannot be listed ({err.strerror})') from err
+        held = ', '.join(there)[:200] or 'no folder'
+        raise BadInput(f'corpora_root: {corpora_root} has no folder {shown(name)}, it holds {held}')
     corpus = read_corpus(name, corpora_root / name, label_map)
-    listed = corpus.root / 'manifest.csv' if os.path.isfile(corpus.root / 'manifest.csv') else corpus.root
-    for wrong, what in ((leads_out(corpus.root, corpus.table.path), f'are links that lead out of {corpus.root}; copy them into it'),
-                        ([path for path in corpus.table.path if not os.path.isfile(corpus.root / path)], f'are not in {corpus.root}')):
-        if wrong: raise BadInput(f'{listed}: {len(wrong)} of {len(corpus.table)} recordings {what}, the first is {brief(wrong[0])}')
-    if twice := one_file(corpus.root, corpus.table.path): raise BadInput(f'{listed}: {brief(twice[0])} and {brief(twice[1])} are one file; list it once')
+    check_files(corpus)
     return corpus
+
+def check_files(corpus: Corpus) -> None:
+    "Raise `BadInput` where recordings are not there, lead out of the folder, or are listed under two names."
+    root, paths = corpus.root, corpus.table.path
+    listed = root / 'manifest.csv' if os.path.isfile(root / 'manifest.csv') else root
+    for wrong, what in ((leads_out(root, paths), f'are links that lead out of {root}; copy them into it'),
+                        ([path for path in paths if not os.path.isfile(root / path)], f'are not in {root}')):
+        if wrong:
+            raise BadInput(f'{listed}: {len(wrong)} of {len(paths)} recordings {what}, the first is {brief(wrong[0])}')
+    if twice := one_file(root, paths):
+        raise BadInput(f'{listed}: {brief(twice[0])} and {brief(twice[1])} are one file; list it once')
 
 # %% ../nbs/02_corpora.ipynb #ea66091e
 def describe(corpus: Corpus) -> pd.DataFrame: # one row
     "How many utterances of each label, how many speakers."
     counts = corpus.table.label.value_counts().reindex(LABELS, fill_value=0)
-    return pd.DataFrame(dict(utterances=len(corpus.table), **counts, speakers=corpus.table.speaker.nunique()), index=[corpus.name])
+    facts = dict(utterances=len(corpus.table), **counts, speakers=corpus.table.speaker.nunique())
+    return pd.DataFrame(facts, index=[corpus.name])
 
 # %% ../nbs/02_corpora.ipynb #4c9f20ae
 def read_json(path: Path) -> dict:
     "Raises `BadInput` where a file holds no JSON object."
     text = ''.join(text_lines(path))
     try: found = json.loads(text)
-    except (ValueError, RecursionError) as err: raise BadInput(f'{path}: is not JSON ({brief(err)}); save the data set again') from err
+    except (ValueError, RecursionError) as err:
+        raise BadInput(f'{path}: is not JSON ({brief(err)}); save the data set again') from err
     if not isinstance(found, dict): raise BadInput(f'{path}: holds no JSON object; save the data set again')
     return found
 
@@ -700,8 +797,10 @@ def saved_parts(saved: Path) -> dict[str, Path]: # name of a part -> its folder;
         if not isinstance(listed, list): raise BadInput(f'{state}: has no list of _data_files; save the data set again')
         stored = [entry.get('filename') if isinstance(entry, dict) else entry for entry in listed]
         for name in (*stored, 'dataset_info.json'):
-            if not os.path.isfile(folder / check_component(f'{state}: file', name)): raise BadInput(f'{folder}: holds no file {shown(name)}')
-        if out := leads_out(saved, [os.path.relpath(folder / name, saved) for name in (*stored, 'state.json', 'dataset_info.json')]):
+            if not os.path.isfile(folder / check_component(f'{state}: file', name)):
+                raise BadInput(f'{folder}: holds no file {shown(name)}')
+        used = (*stored, 'state.json', 'dataset_info.json')
+        if out := leads_out(saved, [os.path.relpath(folder / name, saved) for name in used]):
             raise BadInput(f'{saved}: {shown(out[0])} is a link that leads out of it; copy it there')
     return parts
 
@@ -714,7 +813,8 @@ def open_part(folder: Path): # a datasets.Dataset
         data.data.validate(full=True) # else false offsets end the process
         return data
     except Exception as err: # of three libraries, on files of strangers
-        raise BadInput(f'{folder}: cannot be read ({type(err).__name__}: {brief(err)}); save the data set again') from err
+        why = f'{type(err).__name__}: {brief(err)}'
+        raise BadInput(f'{folder}: cannot be read ({why}); save the data set again') from err
 
 # %% ../nbs/02_corpora.ipynb #fabea935
 MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # how a file of each kind begins
@@ -722,9 +822,11 @@ MAGIC = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # how a file of eac
 def stored_rows(data, wanted: dict[str, str], where: str) -> Iterator[dict]: # what a row says, by meaning
     "The rows of a `datasets.Dataset`, audio as bytes, class labels by name. Raises `BadInput` at what cannot be read."
     from datasets import Audio, ClassLabel
-    names = {meaning: data.features[c].names for meaning, c in wanted.items() if isinstance(data.features[c], ClassLabel)}
+    names = {meaning: data.features[c].names for meaning, c in wanted.items()
+             if isinstance(data.features[c], ClassLabel)}
     try:
-        plain = data.with_format(None).select_columns(sorted(set(wanted.values()))).cast_column(wanted['audio'], Audio(decode=False))
+        plain = data.with_format(None).select_columns(sorted(set(wanted.values())))
+        plain = plain.cast_column(wanted['audio'], Audio(decode=False))
         for row in plain:
             said = {meaning: row[c] for meaning, c in wanted.items()}
             for meaning, known in names.items():
@@ -734,12 +836,14 @@ def stored_rows(data, wanted: dict[str, str], where: str) -> Iterator[dict]: # w
     except Exception as err: raise BadInput(f'{where}: cannot be read ({type(err).__name__}: {brief(err)})') from err
 
 def write_recordings(data, part: str, folder: Path, columns: dict[str, str]) -> list[dict]: # rows of a manifest
-    "Write the recordings of a `datasets.Dataset` below folder/part. Raises `BadInput` at a missing column, recording, emotion or speaker."
+    "Write the recordings of a `datasets.Dataset` below folder/part. Raises `BadInput` at what is missing."
     from datasets import Audio, ClassLabel, Value
     for meaning, column in columns.items():
         if column not in data.features:
-            raise BadInput(f'{meaning}: the data set has no column {column!r}, it has {brief(", ".join(data.features))}')
-    if not isinstance(data.features[columns['audio']], Audio): raise BadInput(f'audio: the column {columns["audio"]!r} holds no audio')
+            there = brief(', '.join(data.features))
+            raise BadInput(f'{meaning}: the data set has no column {column!r}, it has {there}')
+    if not isinstance(data.features[columns['audio']], Audio):
+        raise BadInput(f'audio: the column {columns["audio"]!r} holds no audio')
     kept = {c: c for c in ('session', 'gender', 'text_id') if isinstance(data.features.get(c), (Value, ClassLabel))}
     where, rows = part or 'the data set', []
     (folder / part).mkdir(exist_ok=True)
@@ -747,8 +851,10 @@ def write_recordings(data, part: str, folder: Path, columns: dict[str, str]) -> 
         content = (said.pop('audio') or {}).get('bytes')
         if not content: raise BadInput(f'audio: the recording in row {i} of {where} is not stored in it')
         for meaning, value in said.items():
-            if (text := as_text(value)) is None: raise BadInput(f'{meaning}: {shown(value)} in row {i} of {where} is not text')
-            if meaning in columns and not tidy(text): raise BadInput(f'{meaning}: row {i} of {where} has none; leave it out, or say what it is')
+            if (text := as_text(value)) is None:
+                raise BadInput(f'{meaning}: {shown(value)} in row {i} of {where} is not text')
+            if meaning in columns and not tidy(text):
+                raise BadInput(f'{meaning}: row {i} of {where} has none; leave it out, or say what it is')
             said[meaning] = tidy(text)
         path = folder / part / f'{i:06}{MAGIC.get(content[:4], ".mp3")}'
         path.write_bytes(content)
@@ -761,20 +867,24 @@ def import_dataset(saved: Path,             # a folder that `save_to_disk` wrote
                    audio: str = 'audio',    # which columns of the data set say what
                    emotion: str = 'label',
                    speaker: str = 'speaker',
-                  ) -> pd.DataFrame:        # path, emotion, speaker, and session, gender, text_id where the data set has them
+                  ) -> pd.DataFrame:        # path, emotion, speaker; and session, gender, text_id where known
     "Write the recordings and a manifest.csv. Raises `BadInput` where something is missing, and leaves nothing behind."
     try: import datasets
-    except ImportError as err: raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'") from err
-    saved, folder, columns = as_path('saved', saved), as_path('folder', folder), dict(audio=audio, emotion=emotion, speaker=speaker)
+    except ImportError as err:
+        raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'") from err
+    saved, folder = as_path('saved', saved), as_path('folder', folder)
+    columns = dict(audio=audio, emotion=emotion, speaker=speaker)
     check_component('folder', folder.name)
     if os.path.lexists(folder): raise BadInput(f'{folder}: is there already; name a new folder')
     check_apart('folder', folder, saved)
     parts, tables = {part: open_part(place) for part, place in saved_parts(saved).items()}, []
-    if odd := [part for part in parts if part in ('manifest.csv', 'split.csv')]: raise BadInput(f'{saved}: a split is called {odd[0]}; rename it')
+    if odd := [part for part in parts if part in ('manifest.csv', 'split.csv')]:
+        raise BadInput(f'{saved}: a split is called {odd[0]}; rename it')
     def write(draft: Path):
-        table = pd.DataFrame([row for part, data in parts.items() for row in write_recordings(data, part, draft, columns)])
+        rows = [row for part, data in parts.items() for row in write_recordings(data, part, draft, columns)]
+        table = pd.DataFrame(rows)
         if not len(table): raise BadInput(f'{saved}: holds no recordings')
-        check_table(table.assign(label=LABELS[0]), str(saved)) # whether it can be read again, whatever the label map says
+        check_table(table.assign(label=LABELS[0]), str(saved)) # can it be read again, whatever the label map says?
         write_csv(table, draft / 'manifest.csv')
         tables.append(table)
     if not build_folder(folder, write): raise BadInput(f'{folder}: is there already; name a new folder')

@@ -152,7 +152,7 @@ def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one a fold
     folds = [c for c in said if c.startswith('fold_')]
     for i, column in enumerate(folds):
         odd = said[column][~said[column].isin(('', *PARTS))].tolist()
-        if odd or column != f'fold_{i}': raise BadInput(f'{path}: {brief(column)} holds {shown(odd[:1])}; expected fold_0, fold_1, … of train, valid, test or nothing')
+        if odd or column != f'fold_{i}': raise BadInput(f'{path}: {brief(column)} holds {brief(odd[:1])}; expected fold_0, fold_1, … of train, valid, test or nothing')
     if (twice := said.path[said.path.duplicated()].tolist()): raise BadInput(f'{path}: {brief(twice[0])} is listed twice')
     if strange := set(said.path) ^ set(stems):
         raise BadInput(f'{path}: is not of this corpus: {len(strange)} recordings are only in one of the two, such as {brief(min(strange))}')

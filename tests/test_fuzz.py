@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ from numpy.random import Generator
 
 from cdser.audio import LONGEST, RATES, SHORTEST, AudioStore, as_int16, load_audio, open_store
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
-from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, load_corpus, read_label_map, shipped, write_manifest
+from cdser.corpora import (COLUMNS, NUMBERS, ODD_PATH, Corpus, CorpusWarning, check_table, import_dataset, load_corpus, read_label_map, shipped,
+                           write_manifest)
+from cdser.files import shown
 from cdser.splits import Split, freeze, make_splits, read_split
 from fuzzing import SCALE, SECONDS, Hung, count, generator, guarded, limited, pick, times
 
@@ -70,7 +73,7 @@ def check_corpus(corpus: Corpus) -> None:
     for column in COLUMNS:
         if column in NUMBERS: assert table[column].dtype.kind in 'iuf', f'{column} is {table[column].dtype}'
         else: assert all(isinstance(value, str) for value in table[column]), f'{column} holds {table[column].map(type).unique()}'
-    assert table.path.is_unique and (table.speaker != '').all()
+    assert len(set(corpus.names)) == len(table) and (table.speaker != '').all() and ((table.start < table.end) | table.start.isna()).all()
     for path in corpus.paths: assert os.path.isfile(path) and os.path.realpath(path).startswith(top), f'{path} is not inside'
 
 
@@ -88,7 +91,11 @@ def check_store(store: AudioStore) -> None:
     assert len(store) and store.offsets[-1] == len(store.samples) and store.lengths.min() >= SHORTEST * SAMPLE_RATE - 1
 
 
-CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, dict: check_map, list: check_splits, AudioStore: check_store}
+def check_frame(table: pd.DataFrame) -> None:
+    assert len(table) and (table.path.map(type) == str).all() and not any(ODD_PATH.search(path) for path in table.path)
+
+
+CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, pd.DataFrame: check_frame, dict: check_map, list: check_splits, AudioStore: check_store}
 
 
 def check_message(message: str, case: Case) -> None:
@@ -140,7 +147,7 @@ def strictly(outside: Path) -> Iterator[None]:
     try:
         with limited(), warnings.catch_warnings():
             warnings.simplefilter('error')
-            for harmless in (DeprecationWarning, PendingDeprecationWarning, FutureWarning): warnings.simplefilter('ignore', harmless)
+            for harmless in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, CorpusWarning): warnings.simplefilter('ignore', harmless)
             yield
     finally: OUTSIDE.clear()
 
@@ -594,7 +601,8 @@ def spoilt_demographics_of_cremad(rng, root, i):
 
 @kind(220, area='label maps')
 def spoilt_label_maps(rng, root, i):
-    want = spoil(rng, i, root / 'label_map.csv', shipped('label_map.csv').read_bytes())
+    lines = b''.join(f'mine,{label},{label}\n'.encode() for label in LABELS)
+    want = spoil(rng, i, root / 'label_map.csv', shipped('label_map.csv').read_bytes() + lines)
     if i % 2: return Case(lambda: read_label_map(root / 'label_map.csv'), (root / 'label_map.csv',), want)
     put_corpus(root / 'mine', WAVES, {'manifest.csv': MANIFEST})
     return Case(lambda: load_corpus('mine', root, root / 'label_map.csv'), (root / 'label_map.csv', root / 'mine'), want)
@@ -603,8 +611,7 @@ def spoilt_label_maps(rng, root, i):
 @cache
 def frozen() -> tuple[pd.DataFrame, bytes]: # a table, and its split as a file
     rows = [(f'sub/{s}_{label}{k}.wav', label, f's{s}') for s in range(6) for label in LABELS for k in range(2)]
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(len(rows)))
-    table[['path', 'label', 'speaker']] = rows
+    table = check_table(pd.DataFrame(rows, columns=['path', 'label', 'speaker']), 'frozen')
     return table, freeze(table, make_splits(table, dict(protocol='k_fold', folds=3))).to_csv(index=False).encode()
 
 
@@ -629,8 +636,63 @@ def numbers_that_are_text(rng, root, i):
     alone = i < 2 * len(NUMERALS) # among plain numbers; else among odd ones that are numbers too
     values = [NUMERALS[i // 2 % len(NUMERALS)] if alone else pick(rng, NUMERALS[:-1]), *('16000' if alone else pick(rng, NUMERALS[:9]) for _ in WAVES[1:])]
     write_rows(root / 'mine' / 'manifest.csv',
-               [('path', 'label', 'speaker', NUMBERS[i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
+               [('path', 'label', 'speaker', NUMBERS[2 + i % 2]), *((wave, 'ang', 's', value) for wave, value in zip(WAVES, values))])
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
+
+
+SECONDS = ('', '0', '1', '1.5', '2', '-1', '1e3', 'nan', 'x', '0.0', '99999999', '1e-9')
+HEADERS = ('path', 'label', 'speaker', 'start', 'end', 'emotion', 'session', 'text_id', 'Speaker', ' label', 'START', 'notes', '', 'label', '\ufeffpath')
+
+
+@kind(120)
+def parts_and_columns(rng, root, i):
+    "Any seconds in start and end; then any columns."
+    put_corpus(root / 'mine', WAVES)
+    header = ['path', 'label', 'speaker', 'start', 'end'] if i < 80 else [pick(rng, HEADERS) for _ in range(rng.integers(1, 9))]
+    values = dict(path=WAVES[:3], label=LABELS, emotion=LABELS, speaker=('s', 'S', 't ', '03', '3', 'nan'), start=SECONDS, end=SECONDS)
+    rows = [tuple(pick(rng, values.get(c, ('', 'x'))) for c in header) for _ in range(rng.integers(1, 5))]
+    write_rows(root / 'mine' / 'manifest.csv', [tuple(header), *rows])
+    return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
+
+
+VALUES = ('', 'a', 'ang', 'sad', ' ang', 'a.wav', 'b/c.wav', '../a', 'nan', '\0', '\ud800', 'x' * 9999, 0, 1, -1, 3, 2**70, True, None, np.nan, pd.NA, pd.NaT, 1., .5,
+          np.inf, -np.inf, 1j, b'a', [], ['ang'], {}, (1,), np.int8(1), np.float32(.5), np.bool_(True), np.str_('ang'), Path('a.wav'), pd.Timestamp(0), object())
+DTYPES = (None, object, str, 'category', 'Int64', 'float32', 'boolean', 'datetime64[ns]')
+
+
+@kind(300)
+def tables_of_any_type(rng, root, i):
+    "What a user's own code may hand over."
+    n = int(rng.integers(0, 4))
+    table = pd.DataFrame(index=rng.permutation(n))
+    for c in ('path', 'label', 'speaker', *(pick(rng, (*COLUMNS, 'Path', 3, None)) for _ in range(rng.integers(4)))):
+        good = dict(path=WAVES, label=LABELS).get(c, ('s',))
+        made = pd.Series([pick(rng, good if rng.random() < .6 else VALUES) for _ in range(n)], dtype=object)
+        try: made = made.astype(pick(rng, DTYPES)) if rng.random() < .4 else made
+        except (TypeError, ValueError, OverflowError): pass # not a column of that kind
+        table[c] = made.set_axis(table.index)
+    emotions = pick(rng, (None, None, dict.fromkeys(LABELS, 'ang'), {'a': '', 'ang': 'sad'}))
+    return Case(lambda: check_table(table, 'a table', emotions), (Path('a table'),))
+
+
+@cache
+def saved_files() -> dict[str, bytes]: # what `save_to_disk` writes for three rows
+    datasets = pytest.importorskip('datasets', reason="needs pip install 'cdser[datasets]'")
+    datasets.disable_progress_bars()
+    rows = dict(audio=[dict(bytes=seeds()['a.flac'], path=None)] * 3, label=['ang', 'sad', 'ang'], speaker=['a', 'b', 'c'], text_id=['t', 'u', None])
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.Dataset.from_dict(rows).cast_column('audio', datasets.Audio()).class_encode_column('label').save_to_disk(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+@kind(90)
+def spoilt_data_sets(rng, root, i):
+    "One file of three is spoilt; where that is not seen, the corpus can be opened."
+    name, content = list(saved_files().items())[i % 3]
+    put_corpus(root / 'saved', [], saved_files())
+    spoilt = (flip(rng, content, 900), content[:rng.integers(len(content))], content[:-700] + flip(rng, content[-700:], 700), edit(rng, content))[i // 3 % 4]
+    (root / 'saved' / name).write_bytes(spoilt)
+    return Case(lambda: import_dataset(root / 'saved', root / 'store'), (root / 'saved', Path('the data set')))
 
 
 # ---- what is huge
@@ -810,7 +872,7 @@ def names_of_corpora(rng, root, i):
     for k in range(60 * (i % 2)): (root / f'{k:02}{"x" * 100}').mkdir()
     if i >= len(names): corpora = (root / 'absent', root / 'mine' / 'a.wav', root / ('x' * 300), root / '\0')[i - len(names)]
     name = names[i] if i < len(names) else 'mine'
-    return Case(lambda: load_corpus(name, corpora), (corpora, Path(name)), '' if name in ('', '.', './', 'mine/', 'mine/.') else 'refused')
+    return Case(lambda: load_corpus(name, corpora), (corpora, Path('corpus: ')), 'refused', says=shown(name) if i < len(names) else '')
 
 
 @kind(10, area='manifests', grows=False)
