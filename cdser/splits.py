@@ -119,14 +119,13 @@ def target_split(table: pd.DataFrame,
 
 # %% ../nbs/04_splits.ipynb #425eb3ae
 def in_common(values: np.ndarray, # (n,) of str or int; '' where nothing is known
-              a: np.ndarray,      # rows
-              b: np.ndarray,      # other rows
-             ) -> np.ndarray:     # the values that occur in both, sorted
-    "What two parts share."
+              *parts: np.ndarray, # rows of each
+             ) -> dict[tuple[int, int], list]: # which two parts -> the values that occur in both
+    "What parts share, two by two."
     codes, known = pd.factorize(np.asarray(values, dtype=object))
-    there = np.zeros((2, len(known)), dtype=bool)
-    for i, rows in enumerate((a, b)): there[i, codes[rows]] = True
-    return np.sort([value for value in known[there.all(0)] if value != ''])
+    there = np.zeros((len(parts), len(known)), dtype=bool)
+    for i, rows in enumerate(parts): there[i, codes[rows]] = True
+    return {(i, j): [value for value in known[there[i] & there[j]] if value != ''] for i, j in combinations(range(len(parts)), 2)}
 
 def audit(table: pd.DataFrame,
           split: 'Split',
@@ -134,9 +133,9 @@ def audit(table: pd.DataFrame,
          ) -> pd.DataFrame: # a row for each two parts
     "How many speakers, files, checksums, clips and texts two parts have in common."
     known = table.assign(clip='' if clips is None else clips)
-    pairs = list(combinations(vars(split).items(), 2))
-    return pd.DataFrame([{c: len(in_common(known[c], a, b)) for c in ('speaker', 'path', 'sha256', 'clip', 'text_id')} for (_, a), (_, b) in pairs],
-                        index=[f'{a} and {b}' for (a, _), (b, _) in pairs])
+    shared = {c: in_common(known[c], *vars(split).values()) for c in ('speaker', 'path', 'sha256', 'clip', 'text_id')}
+    return pd.DataFrame({c: [len(values) for values in found.values()] for c, found in shared.items()},
+                        index=[f'{a} and {b}' for a, b in combinations(vars(split), 2)])
 
 # %% ../nbs/04_splits.ipynb #5b1f0c22
 PARTS = ('train', 'valid', 'test')
@@ -154,11 +153,12 @@ class Finding(NamedTuple):
 def leaks(table: pd.DataFrame, split: 'Split', what: str, clips: np.ndarray | None = None) -> list[Finding]:
     "What no two parts may share, and parts that may not be empty in any role."
     found, columns = [], dict(speakers=table.speaker, files=table.path, checksums=table.sha256, clips=clips)
-    for (one, a), (other, b) in combinations(vars(split).items(), 2):
-        for name, values in columns.items():
-            if values is None or not len(shared := in_common(values, a, b)): continue
-            first = '' if name in ('clips', 'checksums') else f', the first is {shown(shared[0])}'
-            found.append(Finding('error', f'shared {name}', what, f'{one} and {other} share {name}: {len(shared)}{first}'))
+    for name, values in columns.items():
+        if values is None: continue
+        for (i, j), shared in in_common(values, *vars(split).values()).items():
+            if not shared: continue
+            first = '' if name in ('clips', 'checksums') else f', such as {shown(shared[0])}'
+            found.append(Finding('error', f'shared {name}', what, f'{PARTS[i]} and {PARTS[j]} share {name}: {len(shared)}{first}'))
     found += [Finding('error', 'no utterances', what, f'there are no utterances to {TO[part]}; more speakers are needed')
               for part in ('train', 'valid') if not len(getattr(split, part))]
     return found
@@ -166,14 +166,14 @@ def leaks(table: pd.DataFrame, split: 'Split', what: str, clips: np.ndarray | No
 # %% ../nbs/04_splits.ipynb #5b1f0c24
 def gaps(table: pd.DataFrame, split: 'Split', what: str, role: str) -> list[Finding]:
     "Classes and speakers that parts lack."
-    found, here = [], set(table.label)
-    labels = {part: set(table.label.iloc[rows]) for part, rows in vars(split).items()}
+    found, here = [], set(table.label.unique())
+    labels = {part: set(table.label.iloc[rows].unique()) for part, rows in vars(split).items()}
     def name(words): return ', '.join(sorted(words))
     wanted = here if role == 'source' else labels['test']
     if labels['train'] and (never := wanted - labels['train']):
         found.append(Finding('error', 'never trained', what, f'no utterance of {name(never)} is left to train on; more speakers of it are needed, or other folds'))
     for part in ('valid', 'test')[:1 + (role == 'target')]:
-        rows, speakers = getattr(split, part), set(table.speaker.iloc[getattr(split, part)])
+        rows, speakers = getattr(split, part), table.speaker.iloc[getattr(split, part)].unique()
         if not len(rows): continue # has been said
         if len(labels[part]) == 1:
             found.append(Finding('error', 'one class', what, f'all utterances to {TO[part]} are {name(labels[part])}; use other folds, or more speakers'))
@@ -187,12 +187,13 @@ def gaps(table: pd.DataFrame, split: 'Split', what: str, role: str) -> list[Find
 
 def speaker_confound(table: pd.DataFrame) -> tuple[float, float]: # accuracy given the speaker, accuracy given nothing
     "How often guessing the speaker's most frequent label is right, and how often guessing the corpus's."
-    counts = pd.crosstab(table.speaker, table.label)
-    return float(counts.max(axis=1).sum() / len(table)), float(counts.sum().max() / len(table))
+    speaker, label = (pd.factorize(table[column])[0] for column in ('speaker', 'label'))
+    counts = np.bincount(speaker * (label.max() + 1) + label, minlength=(speaker.max() + 1) * (label.max() + 1)).reshape(-1, label.max() + 1)
+    return float(counts.max(1).sum() / len(table)), float(counts.sum(0).max() / len(table))
 
 def doubts(table: pd.DataFrame, role: str) -> list[Finding]:
     "What is to be said of a corpus however it is split."
-    found, here = [], set(table.label)
+    found, here = [], set(table.label.unique())
     if lack := set(LABELS) - here:
         detail = f'no utterance is {", ".join(sorted(lack))}; UAR is the mean of {len(here)} recalls, and chance is {1 / len(here):.0%}'
         found.append(Finding('warning', 'absent class', 'corpus', detail))
@@ -222,10 +223,10 @@ def findings(table: pd.DataFrame,
         what = f'{"fold" if role == "target" else "seed"} {number}'
         found += leaks(table, split, what, clips) + gaps(table, split, what, role)
         rest = np.concatenate([split.train, split.valid])
-        if n := len(in_common(table.session, rest, split.test)):
+        if n := len(in_common(table.session, rest, split.test)[0, 1]):
             level = 'error' if protocol == 'leave_one_session_out' else 'warning'
             found.append(Finding(level, 'shared sessions', what, f'testing shares sessions with the rest: {n}'))
-        if disjoint_texts and (n := len(in_common(table.text_id, rest, split.test))):
+        if disjoint_texts and (n := len(in_common(table.text_id, rest, split.test)[0, 1])):
             found.append(Finding('error', 'shared texts', what, f'testing shares texts with the rest: {n}; a frozen split must be made with --disjoint-texts'))
     return sorted(found, key=lambda finding: finding.level)
 
