@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NO_TEXT', 'PARTS', 'ROLES', 'CONFOUNDED', 'TO', 'SUFFIX', 'FOLDS', 'groups', 'stratified', 'fold_of', 'hold_out',
            'fold_of_text', 'Split', 'source_split', 'target_split', 'in_common', 'audit', 'Finding', 'leaks', 'gaps',
-           'speaker_confound', 'doubts', 'findings', 'check_split', 'check_labels', 'plain', 'make_splits', 'stems',
+           'speaker_confound', 'reservations', 'findings', 'check_split', 'check_labels', 'make_splits', 'stems',
            'freeze', 'split_hash', 'read_frozen', 'read_split', 'write_split', 'default_protocol', 'plan_folds',
            'split_corpus', 'judge', 'two_labels', 'audit_folds', 'audit_corpus']
 
 # %% ../nbs/04_splits.ipynb #31f02fe8
-import csv, os, re, tempfile, warnings
+import os, re, tempfile, warnings
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 from .config import HIDDEN, LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash
-from .corpora import AUDIO, Corpus, check_table, read_csv, read_label_map, released, shipped
-from .files import shown, write_file
+from .corpora import AUDIO, Corpus, brief, check_table, read_csv, read_label_map, released, shipped, utterance_names, write_csv
+from .files import shown
 
 # %% ../nbs/04_splits.ipynb #05fa78f8
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together
@@ -191,7 +191,7 @@ def speaker_confound(table: pd.DataFrame) -> tuple[float, float]: # accuracy giv
     counts = np.bincount(speaker * (label.max() + 1) + label, minlength=(speaker.max() + 1) * (label.max() + 1)).reshape(-1, label.max() + 1)
     return float(counts.max(1).sum() / len(table)), float(counts.sum(0).max() / len(table))
 
-def doubts(table: pd.DataFrame, role: str) -> list[Finding]:
+def reservations(table: pd.DataFrame, role: str) -> list[Finding]:
     "What is to be said of a corpus however it is split."
     found, here = [], set(table.label.unique())
     if lack := set(LABELS) - here:
@@ -218,7 +218,7 @@ def findings(table: pd.DataFrame,
             ) -> list[Finding]:               # errors first
     "What speaks against training or testing on a corpus with these splits: the one function that decides what is fit."
     check_choice('role', role, ROLES)
-    found = doubts(table, role)
+    found = reservations(table, role)
     for number, split in enumerate(splits):
         what = f'{"fold" if role == "target" else "seed"} {number}'
         found += leaks(table, split, what, clips) + gaps(table, split, what, role)
@@ -253,21 +253,15 @@ def check_labels(trained: np.ndarray, # (n,) class indices that training sees, H
 # %% ../nbs/04_splits.ipynb #bf792c3f
 SUFFIX = re.compile(r'(?i)(%s)$' % '|'.join(map(re.escape, sorted(AUDIO))))
 
-def plain(text: str) -> str: # on one line
-    "Text for a message, without quotation marks."
-    return shown(text)[1:-1]
-
 def make_splits(table: pd.DataFrame, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]:
     "The splits of all folds; `plan` is from `plan_folds`."
     return [target_split(table, fold, share=share, seed=seed, disjoint_texts=disjoint_texts, **plan) for fold in range(plan['folds'])]
 
 def stems(table: pd.DataFrame) -> pd.Series: # (n,) of str, each another
     "What a frozen split calls utterances: their names without the suffix of an audio format, but where two would then be called the same."
-    name, whole = table.path, table.path.str.replace(SUFFIX, '', regex=True)
-    if 'start' in table and table.start.notna().any():
-        place = [f'#{start:g}-{end:g}' if start == start else '' for start, end in zip(table.start, table.end)]
-        name, whole = name + place, whole + place
-    return whole.where(~whole.duplicated(keep=False), name)
+    names = pd.Series(utterance_names(table), dtype=str)
+    bare = pd.Series(utterance_names(table.assign(path=table.path.str.replace(SUFFIX, '', regex=True))), dtype=str)
+    return bare.where(~bare.duplicated(keep=False), names)
 
 def freeze(table: pd.DataFrame, splits: list[Split]) -> pd.DataFrame: # path without suffix, fold_0, fold_1, …
     "What each fold does with each utterance, in the order of paths."
@@ -288,15 +282,15 @@ def read_frozen(path: Path) -> pd.DataFrame: # path, fold_0, fold_1, …
     for i, column in enumerate(said.columns[1:]):
         odd = said[column][~said[column].isin(('', *PARTS))].tolist()
         if odd or column != f'fold_{i}':
-            raise BadInput(f'{path}: {plain(column)} holds [{", ".join(map(shown, odd[:1]))}]; expected fold_0, fold_1, … of train, valid, test or nothing')
-    if (twice := said.path[said.path.duplicated()].tolist()): raise BadInput(f'{path}: {plain(twice[0])} is listed twice')
+            raise BadInput(f'{path}: {brief(column)} holds [{", ".join(map(shown, odd[:1]))}]; expected fold_0, fold_1, … of train, valid, test or nothing')
+    if (twice := said.path[said.path.duplicated()].tolist()): raise BadInput(f'{path}: {brief(twice[0])} is listed twice')
     return said
 
 def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one a fold
     "The splits that a file froze. Raises `BadInput` where they are not of this corpus, or share speakers or recordings."
     said, names = read_frozen(path), stems(table)
     if strange := set(said.path) ^ set(names):
-        raise BadInput(f'{path}: is not of this corpus: {len(strange)} recordings are only in one of the two, such as {plain(min(strange))}')
+        raise BadInput(f'{path}: is not of this corpus: {len(strange)} recordings are only in one of the two, such as {brief(min(strange))}')
     parts = said.set_index('path').loc[names]
     splits = [Split(*(np.flatnonzero(parts[column] == part) for part in PARTS)) for column in parts]
     for fold, split in enumerate(splits):
@@ -311,10 +305,8 @@ def write_split(table: pd.DataFrame,
                ) -> str:               # its hash
     "Freeze splits into a file. Raises `BadInput`, and writes nothing, where they could not be read back or another file is there."
     frozen = freeze(table, splits)
-    spaced = frozen.path.str.startswith(' ').any() # what is not quoted loses spaces when read
-    text = frozen.to_csv(index=False, lineterminator='\n', quoting=csv.QUOTE_ALL if spaced else csv.QUOTE_MINIMAL)
     with tempfile.TemporaryDirectory() as folder:
-        (draft := Path(folder) / 'split.csv').write_text(text, encoding='utf-8', newline='')
+        write_csv(frozen, draft := Path(folder) / 'split.csv')
         try: again = read_split(draft, table)
         except BadInput as err: raise BadInput(f'{path}: is not written, since it could not be read back ({str(err).removeprefix(f"{draft}: ")})') from err
     if not all(np.array_equal(getattr(a, part), getattr(b, part)) for a, b in zip(again, splits, strict=True) for part in PARTS):
@@ -324,7 +316,7 @@ def write_split(table: pd.DataFrame,
         except BadInput as err: raise BadInput(f'{path}: is there already, and is no split; name another file') from err
         if there == split_hash(frozen): return there
         if not replace: raise BadInput(f'{path}: is there already and holds another split, {there}; name another file, or say --replace')
-    write_file(path, text)
+    write_csv(frozen, path)
     return split_hash(frozen)
 
 # %% ../nbs/04_splits.ipynb #977d64b5
@@ -366,7 +358,7 @@ def judge(corpus: Corpus,
         plan = plan or (plan_folds(corpus) if role == 'target' else {})
         splits = ([source_split(corpus.table, .2, seed) for seed in range(seeds)] if role == 'source'
                   else split_corpus(corpus, plan, disjoint_texts=disjoint_texts))
-    except BadInput as err: return [Finding('error', 'no split', 'corpus', str(err)), *doubts(corpus.table, role)]
+    except BadInput as err: return [Finding('error', 'no split', 'corpus', str(err)), *reservations(corpus.table, role)]
     found = findings(corpus.table, splits, role, clips, plan.get('protocol', ''), disjoint_texts)
     return [finding for i, finding in enumerate(found) if role == 'target' or finding.what == 'corpus'
             or finding.kind not in {earlier.kind for earlier in found[:i]}]
