@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NO_TEXT', 'PARTS', 'ROLES', 'CONFOUNDED', 'TO', 'SUFFIX', 'FOLDS', 'groups', 'stratified', 'fold_of', 'hold_out',
            'fold_of_text', 'Split', 'source_split', 'target_split', 'in_common', 'audit', 'Finding', 'leaks', 'gaps',
-           'speaker_confound', 'reservations', 'findings', 'check_split', 'check_labels', 'make_splits', 'stems',
-           'freeze', 'split_hash', 'read_frozen', 'read_split', 'write_split', 'default_protocol', 'plan_folds',
-           'split_corpus', 'judge', 'two_labels', 'audit_folds', 'audit_corpus']
+           'speaker_confound', 'reservations', 'findings', 'check_split', 'check_labels', 'check_speakers',
+           'make_splits', 'stems', 'freeze', 'split_hash', 'read_frozen', 'read_split', 'write_split',
+           'default_protocol', 'plan_folds', 'split_corpus', 'judge', 'two_labels', 'audit_folds', 'audit_corpus']
 
 # %% ../nbs/04_splits.ipynb #31f02fe8
 import os, re, tempfile, warnings
@@ -52,6 +52,7 @@ def fold_of(table: pd.DataFrame,
            ) -> np.ndarray: # (n,) int, the fold that each utterance is tested in
     "Speaker-disjoint folds. Raises `BadInput` where speakers are too few, or leaving one out gives another number of folds."
     group = groups(table, protocol)
+    if (there := group.nunique()) < 2: raise BadInput(f'protocol: {protocol} needs at least two {group.name}s, and there is {there}')
     if folds < 2: raise BadInput(f'folds: {folds} is too few; what one fold tests the others train on, so at least 2 are needed')
     if protocol == 'k_fold':
         if group.nunique() < folds: raise BadInput(f'folds: {folds} folds need as many speakers or sessions, and there are {group.nunique()}')
@@ -218,7 +219,7 @@ def findings(table: pd.DataFrame,
             ) -> list[Finding]:               # errors first
     "What speaks against training or testing on a corpus with these splits: the one function that decides what is fit."
     check_choice('role', role, ROLES)
-    found = reservations(table, role)
+    found = reservations(table, role) + [Finding('error', 'no split', 'corpus', 'there is no fold to test')] * (not splits)
     for number, split in enumerate(splits):
         what = f'{"fold" if role == "target" else "seed"} {number}'
         found += leaks(table, split, what, clips) + gaps(table, split, what, role)
@@ -250,12 +251,21 @@ def check_labels(trained: np.ndarray, # (n,) class indices that training sees, H
         raise BadInput(f'labels: {", ".join(LABELS[c] for c in never)} is tested, but no label that training sees is; '
                        'use a source that has it, or leave it out by a label map')
 
+def check_speakers(table: pd.DataFrame,
+                   rows: np.ndarray, # those of a part
+                   what: str,        # which part of which corpus, for the message
+                   least: int = 2,
+                  ) -> None:
+    "Raise `BadInput` where a part is of fewer speakers than something needs that holds one of them out."
+    if (n := table.speaker.iloc[rows].nunique()) < least:
+        raise BadInput(f'split: {what} holds {n} speaker{"s" * (n != 1)}, and {least} are needed; use fewer folds, another seed, or more speakers')
+
 # %% ../nbs/04_splits.ipynb #bf792c3f
 SUFFIX = re.compile(r'(?i)(%s)$' % '|'.join(map(re.escape, sorted(AUDIO))))
 
 def make_splits(table: pd.DataFrame, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]:
     "The splits of all folds; `plan` is from `plan_folds`."
-    return [target_split(table, fold, share=share, seed=seed, disjoint_texts=disjoint_texts, **plan) for fold in range(plan['folds'])]
+    return [target_split(table, fold, share=share, seed=seed, disjoint_texts=disjoint_texts, **plan) for fold in range(max(1, plan['folds']))]
 
 def stems(table: pd.DataFrame) -> pd.Series: # (n,) of str, each another
     "What a frozen split calls utterances: their names without the suffix of an audio format, but where two would then be called the same."
