@@ -10,12 +10,11 @@ __all__ = ['PLAIN', 'FOUND', 'STATUS', 'printable', 'say', 'check_output', 'chec
 # %% ../nbs/41_cli.ipynb #7872a68d
 import argparse, os, sys, traceback, warnings
 from pathlib import Path
-import pandas as pd
 from .config import PROTOCOLS, BadInput
 from .corpora import CorpusWarning, brief, import_dataset, read_corpus, read_csv, write_csv, write_manifest
 from .fetch import fetch, list_origins
 from .splits import ROLES, default_protocol, findings, plan_folds, split_corpus, write_split
-from .verify import KINDS, MEANT, Verification, audit_copy, by_kind, in_both, of_splits, verdict, verify
+from .verify import KINDS, MEANT, Verification, audit_copy, by_kind, in_both, of_splits, verify
 
 # %% ../nbs/41_cli.ipynb #5c41aa02
 PLAIN = str.maketrans({'–': '-', '…': '...', '’': "'", '×': 'x'})
@@ -34,7 +33,8 @@ def say(text, file=None) -> None: # None: stdout
     if file is None: return # closed by whoever started us
     try: print(printable(str(text), getattr(file, 'encoding', None) or 'utf-8'), file=file, flush=True)
     except BrokenPipeError: raise
-    except (OSError, ValueError) as err: raise BadInput(f'the output cannot be written ({getattr(err, "strerror", None) or err}); make room, or write it elsewhere') from err
+    except (OSError, ValueError) as err:
+        raise BadInput(f'the output cannot be written ({getattr(err, "strerror", None) or err}); make room, or write it elsewhere') from err
 
 # %% ../nbs/41_cli.ipynb #08f8a8fb
 def check_output(path: Path) -> None:
@@ -57,7 +57,8 @@ def plan_of(args, corpus) -> dict | None: # None: as runs do by default
     "The plan that is asked for. Raises `BadInput` where it cannot be."
     if not args.protocol and args.folds is None: return None
     plan = plan_folds(corpus, args.protocol, args.folds)
-    if args.folds not in (None, plan['folds']): raise BadInput(f"--folds: {plan['protocol']} makes {plan['folds']} here, not {args.folds}; leave it out")
+    if args.folds not in (None, plan['folds']):
+        raise BadInput(f"--folds: {plan['protocol']} makes {plan['folds']} here, not {args.folds}; leave it out")
     return plan
 
 FOUND = ('level', 'kind', 'path', 'detail') # columns of --findings
@@ -94,7 +95,8 @@ def against(found: Verification, args) -> int: # how many recordings
     "Say what a corpus shares with another, by content and by sound."
     other = verify(args.against[0], Path(args.against[1]), args.label_map, roles=())
     shared = in_both(found, other)
-    say(f'\n{len(shared)} of {len(found.facts)} recordings are also in {args.against[0]}' + ': a run on both trains on what it tests' * (len(shared) > 0))
+    warned = ': a run on both trains on what it tests' * (len(shared) > 0)
+    say(f'\n{len(shared)} of {len(found.facts)} recordings are also in {args.against[0]}{warned}')
     for row in shared[:5].itertuples(): say(f'    {row.path} is {row.other} (same {row.same})')
     return len(shared)
 
@@ -221,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError: # whoever read the output, such as head, has seen enough
         leave_quietly(sys.stdout)
         return 141
-    except Exception as err:
+    except Exception as err: # noqa: BLE001 (the last resort: nothing else may escape to a user)
         if debug: say(traceback.format_exc(), sys.stderr)
         return complain(f'internal error, {type(err).__name__}: {str(err)[:200]}' + '; cdser --debug shows where, please report it' * (not debug), 70)
 

@@ -24,14 +24,14 @@ from .files import shown
 
 # %% ../nbs/04_splits.ipynb #05fa78f8
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together
-    "Sessions or speakers, as the protocol has it. Raises `BadInput` where sessions are wanted and there are none, or speakers change between them."
+    "Sessions or speakers, as the protocol has it. Raises `BadInput` where sessions are wanted and there are none, or speakers roam."
     if protocol == 'leave_one_speaker_out': return table.speaker
     sessions, by_session = (table.session != '').all(), protocol == 'leave_one_session_out'
     if by_session and not sessions: raise BadInput('protocol: leave_one_session_out needs a session for every utterance')
     several = table.groupby('speaker').session.nunique() > 1
     if by_session and several.any():
-        raise BadInput(f'protocol: leave_one_session_out would test speakers whom it trains on: {shown(several.idxmax())} speaks in several sessions; '
-                       'use k_fold or leave_one_speaker_out')
+        raise BadInput(f'protocol: leave_one_session_out would test speakers whom it trains on: {shown(several.idxmax())} '
+                       'speaks in several sessions; use k_fold or leave_one_speaker_out')
     return table.session if sessions and not several.any() else table.speaker
 
 def stratified(table: pd.DataFrame, group: pd.Series, folds: int) -> np.ndarray: # (n,) int
@@ -67,7 +67,7 @@ def hold_out(table: pd.DataFrame,
              seed: int,
             ) -> tuple[np.ndarray, np.ndarray]: # rows that remain, rows held out
     "Divide speakers so that both parts have the share and the labels that are wished for, as nearly as speakers allow."
-    if not len(rows): raise BadInput('speakers: nobody is left to train on; three speakers are needed to be tested on, and two sessions if folds are of sessions')
+    if not len(rows): raise BadInput('speakers: nobody is left to train on; three speakers are needed to be tested on, or two sessions')
     counts = pd.crosstab(table.speaker.iloc[rows], table.label.iloc[rows]).reindex(columns=LABELS, fill_value=0)
     total, rng = counts.to_numpy().sum(0), np.random.default_rng(seed)
     if len(counts) < 2: raise BadInput(f'speakers: early stopping needs a second speaker beside {shown(counts.index[0])}')
@@ -172,12 +172,14 @@ def gaps(table: pd.DataFrame, split: 'Split', what: str, role: str) -> list[Find
     def name(words): return ', '.join(sorted(words))
     wanted = here if role == 'source' else labels['test']
     if labels['train'] and (never := wanted - labels['train']):
-        found.append(Finding('error', 'never trained', what, f'no utterance of {name(never)} is left to train on; more speakers of it are needed, or other folds'))
+        detail = f'no utterance of {name(never)} is left to train on; more speakers of it are needed, or other folds'
+        found.append(Finding('error', 'never trained', what, detail))
     for part in ('valid', 'test')[:1 + (role == 'target')]:
         rows, speakers = getattr(split, part), table.speaker.iloc[getattr(split, part)].unique()
         if not len(rows): continue # has been said
         if len(labels[part]) == 1:
-            found.append(Finding('error', 'one class', what, f'all utterances to {TO[part]} are {name(labels[part])}; use other folds, or more speakers'))
+            detail = f'all utterances to {TO[part]} are {name(labels[part])}; use other folds, or more speakers'
+            found.append(Finding('error', 'one class', what, detail))
         elif lack := here - labels[part]:
             found.append(Finding('warning', 'missing class', what, f'no utterance to {TO[part]} is {name(lack)}'))
         if len(speakers) == 1 and (role, part) != ('target', 'valid'):
@@ -228,7 +230,8 @@ def findings(table: pd.DataFrame,
             level = 'error' if protocol == 'leave_one_session_out' else 'warning'
             found.append(Finding(level, 'shared sessions', what, f'testing shares sessions with the rest: {n}'))
         if disjoint_texts and (n := len(in_common(table.text_id, rest, split.test)[0, 1])):
-            found.append(Finding('error', 'shared texts', what, f'testing shares texts with the rest: {n}; a frozen split must be made with --disjoint-texts'))
+            detail = f'testing shares texts with the rest: {n}; a frozen split must be made with --disjoint-texts'
+            found.append(Finding('error', 'shared texts', what, detail))
     return sorted(found, key=lambda finding: finding.level)
 
 def check_split(table: pd.DataFrame,
@@ -261,7 +264,7 @@ def check_speakers(table: pd.DataFrame,
         raise BadInput(f'split: {what} holds {n} speaker{"s" * (n != 1)}, and {least} are needed; use fewer folds, another seed, or more speakers')
 
 # %% ../nbs/04_splits.ipynb #bf792c3f
-SUFFIX = re.compile(r'(?i)(%s)$' % '|'.join(map(re.escape, sorted(AUDIO))))
+SUFFIX = re.compile(f'(?i)({"|".join(map(re.escape, sorted(AUDIO)))})$')
 
 def make_splits(table: pd.DataFrame, plan: dict, share: float = .2, seed: int = 0, disjoint_texts: bool = False) -> list[Split]:
     "The splits of all folds; `plan` is from `plan_folds`."
@@ -292,7 +295,8 @@ def read_frozen(path: Path) -> pd.DataFrame: # path, fold_0, fold_1, …
     for i, column in enumerate(said.columns[1:]):
         odd = said[column][~said[column].isin(('', *PARTS))].tolist()
         if odd or column != f'fold_{i}':
-            raise BadInput(f'{path}: {brief(column)} holds [{", ".join(map(shown, odd[:1]))}]; expected fold_0, fold_1, … of train, valid, test or nothing')
+            raise BadInput(f'{path}: {brief(column)} holds [{", ".join(map(shown, odd[:1]))}]; '
+                           'expected fold_0, fold_1, … of train, valid, test or nothing')
     if (twice := said.path[said.path.duplicated()].tolist()): raise BadInput(f'{path}: {brief(twice[0])} is listed twice')
     return said
 
@@ -318,7 +322,8 @@ def write_split(table: pd.DataFrame,
     with tempfile.TemporaryDirectory() as folder:
         write_csv(frozen, draft := Path(folder) / 'split.csv')
         try: again = read_split(draft, table)
-        except BadInput as err: raise BadInput(f'{path}: is not written, since it could not be read back ({str(err).removeprefix(f"{draft}: ")})') from err
+        except BadInput as err:
+            raise BadInput(f'{path}: is not written, since it could not be read back ({str(err).removeprefix(f"{draft}: ")})') from err
     if not all(np.array_equal(getattr(a, part), getattr(b, part)) for a, b in zip(again, splits, strict=True) for part in PARTS):
         raise BadInput(f'{path}: is not written, since other splits would be read from it; are rows in two parts?')
     if os.path.lexists(path):

@@ -33,7 +33,7 @@ def listen(samples: np.ndarray, rate: int) -> dict: # seconds, clipped, sketch, 
     return dict(**facts, clipped=clipped, sketch=sketch(resample(samples, rate)))
 
 def examine(path: Path,
-            segments: list[tuple[float, float]] = [(np.nan, np.nan)], # seconds; NaN: all of it
+            segments: list[tuple[float, float]] = ((np.nan, np.nan),), # seconds; NaN: all of it
            ) -> list[dict]: # for each: sha256, seconds, rate, clipped, sketch, and wrong: None, or a kind and what it is
     "What can be known of a recording's segments by reading it once."
     try: sha256, (samples, rate) = content_digest(path), read_audio(path)

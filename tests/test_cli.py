@@ -35,7 +35,7 @@ def small(root: Path, speakers: dict[str, str], # speaker -> labels
           **columns) -> Path:
     "A corpus of a recording for each speaker and label."
     root.mkdir()
-    rows = [(f'{i}.wav', label, speaker) for i, (speaker, label) in enumerate((s, l) for s, words in speakers.items() for l in words.split())]
+    rows = [(f'{i}.wav', label, speaker) for i, (speaker, label) in enumerate((s, word) for s, words in speakers.items() for word in words.split())]
     rng = np.random.default_rng(0)
     for path, *_ in rows: sf.write(root / path, .1 * rng.normal(size=4800).cumsum() / 40, 16_000)
     table = pd.DataFrame(rows, columns=['path', 'label', 'speaker'])

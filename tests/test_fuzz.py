@@ -26,7 +26,7 @@ from numpy.random import Generator
 
 from cdser.audio import LONGEST, RATES, SHORTEST, AudioStore, as_int16, load_audio, open_store
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
-from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, load_corpus, read_label_map, shipped, write_manifest
+from cdser.corpora import COLUMNS, NUMBERS, ODD_PATH, Corpus, check_table, load_corpus, read_label_map, shipped, write_manifest
 from cdser.splits import Split, freeze, make_splits, read_split
 
 SEED = 2026
@@ -617,8 +617,7 @@ def spoilt_label_maps(rng, root, i):
 @cache
 def frozen() -> tuple[pd.DataFrame, bytes]: # a table, and its split as a file
     rows = [(f'sub/{s}_{label}{k}.wav', label, f's{s}') for s in range(6) for label in LABELS for k in range(2)]
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(len(rows)))
-    table[['path', 'label', 'speaker']] = rows
+    table = check_table(pd.DataFrame(rows, columns=['path', 'label', 'speaker']), 'frozen')
     return table, freeze(table, make_splits(table, dict(protocol='k_fold', folds=3))).to_csv(index=False).encode()
 
 
