@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cdser.config import BadInput, Experiment
+from cdser.config import PROTOCOLS, BadInput, Experiment
 from cdser.corpora import Corpus, check_table, load_corpus, read_label_map, released, shipped
 from cdser.runs import make_parts, open_recordings
-from cdser.splits import (PARTS, audit_corpus, audit_folds, fold_of, freeze, make_splits, plan_folds, read_split, split_corpus,
-                          split_hash)
+from cdser.splits import (PARTS, Split, audit_corpus, audit_folds, check_labels, check_split, findings, fold_of, freeze, judge,
+                          make_splits, plan_folds, read_split, split_corpus, split_hash, target_split, write_split)
 from trees import paper_trees
 
 FROZEN = ('iemocap', 'cremad', 'ravdess', 'emodb', 'savee', 'nemo', 'urdu')
@@ -144,7 +146,7 @@ def test_an_experiment_by_session_trains_on_other_sessions_and_with_texts_apart_
     source, target = (open_recordings(name, paper, tmp_path, 1.) for name in ('msp_improv', 'iemocap'))
     e = Experiment('msp_improv', 'iemocap', 'labelled_target', protocol='leave_one_session_out', folds=5, fold=2)
     with pytest.raises(BadInput, match='5 folds need as many texts, and there are 3'): make_parts(replace(e, disjoint_texts=True), source, target)
-    scripts = target.corpus.table.assign(text_id=[f'script0{i % 7}' for i in range(len(target.corpus.table))])
+    scripts = target.corpus.table.assign(text_id=[f'script0{i % 5}' for i in range(len(target.corpus.table))])
     target = replace(target, corpus=replace(target.corpus, table=scripts))
     for disjoint in (False, True):
         parts = make_parts(replace(e, disjoint_texts=disjoint), source, target)
@@ -173,3 +175,141 @@ def test_speakers_tell_labels_in_urdu_and_hardly_in_nemo():
     assert tell['urdu']['speaker tells label'].iloc[0] == '96%' and tell['nemo']['speaker tells label'].iloc[0] == '26%'
     speaks = known('urdu').table.groupby('speaker').label.nunique()
     assert len(speaks) == 29 and (speaks == 1).sum() == 26
+
+
+def made_up(speakers: dict[str, str], **columns) -> pd.DataFrame: # speaker -> labels, a letter each
+    "A table of utterances."
+    rows = [(speaker, {'a': 'ang', 'h': 'hap', 'n': 'neu', 's': 'sad'}[letter]) for speaker, letters in speakers.items() for letter in letters]
+    table = pd.DataFrame(dict(path=[f'{i}.wav' for i in range(len(rows))], label=[label for _, label in rows], speaker=[speaker for speaker, _ in rows]))
+    return check_table(table.assign(**{name: [of(i) for i in table.index] for name, of in columns.items()}), 'mine')
+
+
+def kinds(table: pd.DataFrame, role: str, protocol: str = '', **plan) -> dict[str, set[str]]: # level -> kinds
+    corpus = Corpus('mine', Path('mine'), table)
+    found = judge(corpus, role, plan_folds(corpus, protocol, **plan) if plan or protocol else None)
+    return {level: {finding.kind for finding in found if finding.level == level} for level in ('error', 'warning')}
+
+
+FINE = dict.fromkeys('pqrstuvwx', 'ahnsahns')
+
+
+@pytest.mark.parametrize('speakers, role, errors, warnings', [
+    (FINE, 'target', set(), set()),
+    (dict.fromkeys('pqr', 'ahnsahns'), 'target', set(), {'one speaker'}),
+    (dict.fromkeys('pqrs', 'ahnsahns'), 'source', set(), {'one speaker'}),
+    (dict.fromkeys('pq', 'ahns'), 'target', {'no split'}, set()),
+    ({'p': 'ahns'}, 'source', {'no split'}, set()),
+    ({'p': 'ahns'}, 'target', {'no split'}, set()),
+    (dict.fromkeys('pqrstuvwx', 'ahn'), 'source', set(), {'absent class'}),
+    (dict.fromkeys('pqrstuvwx', 'ahn'), 'target', set(), {'absent class'}),
+    (dict.fromkeys('pqrstuvwx', 'aaa'), 'target', {'one class'}, {'absent class'}),
+    ({f'{letter}{i}': letter * 4 for letter in 'ahns' for i in range(4)}, 'target', {'speaker is label'}, set()),
+    ({f'{letter}{i}': letter * 4 for letter in 'ahns' for i in range(4)}, 'source', set(), {'speaker is label'}),
+    ({'z': 'ahns', **{f'{letter}{i}': letter * 4 for letter in 'ahns' for i in range(4)}}, 'target', set(), {'confounded'}),
+    ({'p': 'ahnsahns', 'q': 'ahnahn', 'r': 'ahnahn'}, 'target', {'never trained'}, {'one speaker', 'missing class'}),
+    ({'p': 'ahns', 'q': 'ahns', 'r': 'aaaa'}, 'target', {'never trained', 'one class'}, {'one speaker'})])
+def test_what_is_fit_for_which_role(speakers, role, errors, warnings):
+    found = kinds(made_up(speakers), role)
+    assert found['error'] == errors and warnings <= found['warning'], found
+
+
+def test_a_corpus_of_four_speakers_of_eight_utterances_can_be_run_in_either_role():
+    table = made_up(dict.fromkeys('pqrs', 'ahnsahns'))
+    assert kinds(table, 'source')['error'] == kinds(table, 'target')['error'] == set()
+    for fold in range(3): assert all(finding.level == 'warning' for finding in check_split(table, target_split(table, fold, 3, .2, 0), 'target'))
+
+
+def test_leaving_speakers_out_who_show_one_emotion_tests_one_class():
+    corpus = known('urdu')
+    assert kinds(corpus.table, 'target', 'leave_one_speaker_out')['error'] >= {'one class'}
+    assert kinds(corpus.table, 'target') == kinds(corpus.table, 'source') == {'error': set(), 'warning': {'confounded'}}
+
+
+@pytest.mark.parametrize('name', ['emodb', 'nemo', 'cremad', 'ravdess', 'iemocap', 'savee'])
+def test_real_corpora_can_be_run_in_either_role(name):
+    table = known(name).table
+    assert kinds(table, 'source')['error'] == kinds(table, 'target', folds=3)['error'] == set()
+    assert {'confounded', 'absent class', 'missing class'}.isdisjoint(kinds(table, 'target', folds=3)['warning'])
+
+
+@pytest.mark.parametrize('column, name', [('speaker', 'speakers'), ('path', 'files'), ('sha256', 'checksums')])
+def test_what_parts_share_is_named(column, name):
+    table = made_up(FINE, sha256=lambda i: f'{i:064x}')
+    split = target_split(table, 0, 3, .2, 0)
+    spoilt = table.copy()
+    spoilt.loc[split.test[0], column] = table[column][split.train[0]]
+    if column == 'path': spoilt = spoilt.assign(start=0., end=1.) # segments of one recording
+    with pytest.raises(BadInput, match=f'shared {name}: train and test share {name}: 1') as err: check_split(spoilt, split, 'target')
+    assert '\n' not in str(err.value)
+    same = np.arange(len(table))
+    same[split.valid[0]] = same[split.test[0]]
+    assert [finding[:3] for finding in findings(table, [split], clips=same)] == [('error', 'shared clips', 'fold 0')]
+
+
+def test_sessions_and_texts_count_where_folds_were_made_by_them():
+    table = made_up(FINE, session=lambda i: f'd{i % 3}', text_id=lambda i: f't{i % 4}')
+    splits = make_splits(table, dict(protocol='k_fold', folds=3)) # of speakers, since everybody was there each day
+    assert {finding.kind for finding in findings(table, splits)} == {'shared sessions'}
+    assert {finding.level for finding in findings(table, splits, protocol='leave_one_session_out')} == {'error'}
+    assert 'shared texts' in {finding.kind for finding in findings(table, splits, disjoint_texts=True)}
+    with pytest.raises(BadInput, match='speaks in several sessions'): plan_folds(Corpus('iemocap', Path('no'), table)) and fold_of(table, 3, 'leave_one_session_out')
+
+
+def test_classes_that_are_tested_and_never_trained():
+    table = made_up({'p': 'ahnsahns', 'q': 'ahnahn', 'r': 'ahnahn'})
+    p, q, r = (np.flatnonzero(table.speaker == speaker) for speaker in 'pqr')
+    with pytest.raises(BadInput, match='never trained: no utterance of sad is left to train on'): check_split(table, Split(q, p, np.array([], dtype=int)), 'source')
+    assert {finding.kind for finding in check_split(table, Split(q, p, r), 'target')} == {'one speaker', 'missing class'} # it is not tested either
+    check_labels(np.array([0, 1, 2, 3, -1]), np.array([0, 1]))
+    with pytest.raises(BadInput, match='labels: neu, sad is tested'): check_labels(np.array([0, 1, -1]), np.array([0, 2, 3]))
+
+
+@pytest.mark.parametrize('paths', [[' a.wav', 'b.wav'], ['rec.0', 'rec.1'], ['a.wav', 'a.flac'], ['a', 'b.WAV'], ['a,"b".wav', 'é.ogg'], ['x.y.wav', 'x.z.wav']])
+def test_a_split_that_is_written_is_read_again(paths, tmp_path):
+    table = made_up(FINE)
+    table['path'] = paths + table.path[len(paths):].tolist()
+    splits = make_splits(table, dict(protocol='k_fold', folds=3))
+    hashed = write_split(table, splits, tmp_path / 'split.csv')
+    for a, b in zip(read_split(tmp_path / 'split.csv', table), splits, strict=True): assert all(np.array_equal(getattr(a, p), getattr(b, p)) for p in PARTS)
+    assert hashed == split_hash(freeze(table, splits)) and [path.name for path in tmp_path.iterdir()] == ['split.csv']
+
+
+def test_segments_of_recordings_are_frozen_each_by_itself(tmp_path):
+    table = made_up(FINE, start=lambda i: float(i % 8), end=lambda i: i % 8 + .5)
+    table['path'] = table.speaker + '.wav'
+    splits = make_splits(table, dict(protocol='k_fold', folds=3))
+    write_split(table, splits, tmp_path / 'split.csv')
+    assert pd.read_csv(tmp_path / 'split.csv').path.tolist()[:2] == ['p#0-0.5', 'p#1-1.5']
+    flac = table.assign(path=table.path.str.replace('.wav', '.flac'))
+    assert np.array_equal(read_split(tmp_path / 'split.csv', flac)[0].test, splits[0].test)
+
+
+@pytest.mark.parametrize('spoil', [lambda s: Split(s.train, s.valid, s.train[:1]), lambda s: Split(s.train[:0], s.valid, s.test),
+                                   lambda s: Split(np.append(s.train, s.train[0]), s.valid, s.test)])
+def test_a_split_that_could_not_be_read_again_is_not_written(spoil, tmp_path):
+    table = made_up(FINE)
+    with pytest.raises(BadInput, match='is not written'): write_split(table, [spoil(target_split(table, 0, 3, .2, 0))], tmp_path / 'split.csv')
+    (tmp_path / 'split.csv').write_text('a thesis')
+    with pytest.raises(BadInput, match='is no split'): write_split(table, [target_split(table, 0, 3, .2, 0)], tmp_path / 'split.csv', replace=True)
+    assert (tmp_path / 'split.csv').read_text() == 'a thesis' and len(list(tmp_path.iterdir())) == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=st.lists(st.tuples(st.sampled_from('abcdefg'), st.sampled_from(('ang', 'hap', 'neu', 'sad')), st.sampled_from(('', 'x', 'y', 'z')), st.sampled_from('1234')),
+                     min_size=1, max_size=40), folds=st.integers(-1, 6), protocol=st.sampled_from(PROTOCOLS[:3]), apart=st.booleans(), seed=st.integers(0, 99))
+def test_splits_never_leak_for_any_table(rows, folds, protocol, apart, seed):
+    table = check_table(pd.DataFrame(rows, columns=['speaker', 'label', 'session', 'text_id']).assign(path=[f'{i}.wav' for i in range(len(rows))]), 'any')
+    try: splits = make_splits(table, dict(protocol=protocol, folds=folds), seed=seed, disjoint_texts=apart)
+    except BadInput as err:
+        assert len(str(err).splitlines()) == 1
+        return
+    assert len(splits) == folds
+    for split in splits:
+        parts = [getattr(split, part) for part in PARTS]
+        assert len(split.train) and len(split.valid) and len(set(np.concatenate(parts))) == sum(map(len, parts))
+        who = [set(table.speaker.iloc[part]) for part in parts]
+        assert not who[0] & who[1] and not who[0] & who[2] and not who[1] & who[2]
+        if protocol == 'leave_one_session_out': assert not set(table.session.iloc[split.test]) & set(table.session.iloc[np.r_[split.train, split.valid]])
+        if apart: assert not set(table.text_id.iloc[split.test]) & set(table.text_id.iloc[np.r_[split.train, split.valid]])
+    if not apart: assert sorted(np.concatenate([split.test for split in splits])) == list(range(len(table)))
+    assert not {finding.kind for finding in findings(table, splits, protocol=protocol, disjoint_texts=apart) if finding.kind.startswith('shared') and finding.level == 'error'}

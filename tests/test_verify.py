@@ -11,9 +11,10 @@ import soundfile as sf
 
 from cdser import verify as module
 from cdser.cli import main
-from cdser.config import BadInput
+from cdser.config import BadInput, Experiment
 from cdser.corpora import load_corpus, read_manifest
 from cdser.duplicates import clips, sketch
+from cdser.runs import make_parts, open_recordings
 from cdser.splits import plan_folds
 from cdser.synthetic import STUDIO_A, generate, write_studios
 from cdser.verify import KINDS, audit_copy, verify
@@ -221,3 +222,76 @@ def test_a_reader_of_the_output_that_stops_early_sees_no_traceback(kept):
 def test_kinds_not_known_are_refused(studio):
     assert set(KINDS.values()) == {'error', 'warning'}
     with pytest.raises(BadInput, match="allow: 'clipped' is not known"): verify('studio_a', studio, allow=('clipped',))
+
+
+def listed(studio: Path, **columns) -> pd.DataFrame:
+    "The manifest anew, with other columns."
+    table = read_manifest(studio / 'manifest.csv')[['path', 'label', 'speaker', 'session', 'sha256', 'duration_s', 'sample_rate']].assign(**columns)
+    table.to_csv(studio / 'manifest.csv', index=False)
+    return table
+
+
+def test_segments_are_looked_at_each_by_itself(studio):
+    table = read_manifest(studio / 'manifest.csv')[:12][['path', 'label', 'speaker']]
+    lengths = [sf.info(studio / path).duration for path in table.path]
+    parts = pd.concat([table.assign(start=0., end=.3), table.assign(start=.35, end=[min(length, .7) for length in lengths])])
+    parts.iloc[-1, parts.columns.get_loc('end')] = lengths[-1] + 1
+    samples, rate = sf.read(studio / table.path[2])
+    samples[:int(.3 * rate)] = 0
+    write(studio / table.path[2], samples)
+    parts.to_csv(studio / 'manifest.csv', index=False)
+    found = verify('studio_a', studio, progress=False, roles=('source',))
+    assert found.findings.kind[found.findings.level == 'error'].tolist() == ['beyond the end', 'silent']
+    assert found.findings.path[found.findings.kind == 'silent'].tolist() == [f'{table.path[2]}#0-0.3']
+    assert np.allclose(found.facts.seconds[:12], .3) and found.facts.refused.sum() == 2
+
+
+def test_a_manifest_that_contradicts_the_audio_is_named(studio):
+    table = listed(studio)
+    listed(studio, sample_rate=[8000, *table.sample_rate[1:]], duration_s=[*table.duration_s[:-1], 9.])
+    found = verify('studio_a', studio, progress=False)
+    assert found.ok and found.findings.kind.tolist() == ['contradiction'] * 2
+    assert sorted(found.findings.detail) == ['has 16000 Hz, in the manifest 8000 Hz', f'lasts {table.duration_s.iloc[-1]:.2f} s, in the manifest 9.00 s']
+
+
+def test_recordings_longer_than_runs_use_are_named(studio):
+    path = third(studio)
+    write(path, np.tile(sf.read(path)[0], 30)[:16 * 16_000])
+    found = verify('studio_a', studio, allow=('changed',), progress=False)
+    assert found.ok and set(found.findings.kind) == {'changed', 'long'}
+    assert 'lasts 16.0 s; runs use the first 15 s unless max_seconds says otherwise' in str(found)
+
+
+def test_what_the_label_map_leaves_out_and_what_spellings_hide_is_said(studio, tmp_path):
+    table = read_manifest(studio / 'manifest.csv')[['path', 'emotion', 'speaker']]
+    words = table.emotion.unique()
+    (tmp_path / 'map.csv').write_text('corpus,emotion,label\n' + ''.join(f'studio_a,{word},{label}\n' for word, label in zip(words, ('ang', '', 'neu', 'sad'))))
+    table.loc[0, 'speaker'] = table.speaker[0].upper()
+    table.assign(notes='').to_csv(studio / 'manifest.csv', index=False)
+    found = verify('studio_a', studio, tmp_path / 'map.csv', progress=False)
+    assert f'left out by the label map: {(table.emotion == words[1]).sum()} {words[1]}' in str(found)
+    assert {'spelling', 'ignored column'} <= set(found.findings.kind) and 'absent class' in set(found.fitness.kind)
+
+
+def test_what_is_allowed_is_done_without_and_what_is_left_is_judged(studio):
+    paths = read_manifest(studio / 'manifest.csv')
+    for path in paths.path[paths.session != paths.session[0]]: (studio / path).unlink()
+    refused = verify('studio_a', studio, progress=False)
+    assert not refused.ok and not len(refused.fitness[refused.fitness.level == 'error'])
+    left = verify('studio_a', studio, allow=('missing',), progress=False)
+    assert left.usable.session.nunique() == 1 and not left.ok # one session cannot be tested on
+    assert 'k_fold needs at least two sessions' in str(left) and 'NOT FIT for testing' in str(left)
+    for path in (studio / 'audio').iterdir(): path.unlink()
+    assert 'no recording is left' in str(verify('studio_a', studio, allow=('missing',), progress=False))
+
+
+def test_fit_is_what_a_run_does_not_refuse(studio):
+    "Either both say yes or both say no: for copies that were spoilt in every way that runs look for."
+    for kind in (None, 'missing', 'unreadable', 'silent', 'too short', 'not finite', 'leads out'):
+        copy = Path(shutil.copytree(studio, studio.parent / (kind or 'sound').replace(' ', '_'), symlinks=True))
+        if kind: SPOIL[kind](copy)
+        found = verify(copy.name, copy, progress=False, plan=dict(protocol='k_fold', folds=2))
+        try: make_parts(Experiment(copy.name, copy.name, folds=2), *[open_recordings(copy.name, copy.parent, copy.parent / 'runs', 15.)] * 2)
+        except BadInput: assert not found.ok
+        else: assert found.ok
+        assert found.ok == (kind is None)

@@ -1,0 +1,213 @@
+"The command line: one line, one status, nothing lost, whatever it is given."
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+
+import cdser.cli as module
+from cdser.cli import main, printable
+from cdser.config import LABELS
+from cdser.corpora import read_corpus, read_manifest
+from cdser.splits import read_split
+from cdser.synthetic import write_studios
+from trees import paper_trees
+
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory) -> Path:
+    return write_studios(tmp_path_factory.mktemp('kept'), utterances=72, speakers=9, seconds=.4)[0]
+
+
+@pytest.fixture
+def studio(kept, tmp_path) -> Path:
+    return Path(shutil.copytree(kept, tmp_path / 'studio_a'))
+
+
+def small(root: Path, speakers: dict[str, str], # speaker -> labels
+          **columns) -> Path:
+    "A corpus of a recording for each speaker and label."
+    root.mkdir()
+    rows = [(f'{i}.wav', label, speaker) for i, (speaker, label) in enumerate((s, word) for s, words in speakers.items() for word in words.split())]
+    rng = np.random.default_rng(0)
+    for path, *_ in rows: sf.write(root / path, .1 * rng.normal(size=4800).cumsum() / 40, 16_000)
+    table = pd.DataFrame(rows, columns=['path', 'label', 'speaker'])
+    table.assign(**{name: [of(i) for i in range(len(table))] for name, of in columns.items()}).to_csv(root / 'manifest.csv', index=False)
+    return root
+
+
+ALL = ' '.join(LABELS)
+
+
+def cli(*args, **env) -> tuple[int, str, str]:
+    "As a shell runs it: status, stdout, stderr."
+    done = subprocess.run([sys.executable, '-m', 'cdser.cli', *map(str, args)], capture_output=True, env={**os.environ, **env}, timeout=60)
+    return done.returncode, done.stdout.decode(errors='replace'), done.stderr.decode(errors='replace')
+
+
+def one_line(capsys, *args) -> str:
+    "What a command that fails says: one line, and 2."
+    try: status = main(list(map(str, args)))
+    except SystemExit as err: status = err.code
+    said = capsys.readouterr()
+    assert status == 2 and not said.out and said.err.count('\n') == 1 and said.err.startswith('cdser: '), (status, said)
+    return said.err
+
+
+@pytest.mark.parametrize('args, message', [
+    (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '0'), "argument --folds: '0' is no whole number from 2"),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '-1'), "argument --folds: '-1'"),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '1'), "argument --folds: '1'"),
+    (('audit', 'studio_a', '{}', '--folds', '2.5'), "argument --folds: '2.5'"),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '9'), '9 folds need as many speakers or sessions, and there are 3'),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--seed', '-1'), "argument --seed: '-1' is no whole number from 0"),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--seed', '4294967296'), 'argument --seed'),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--protocol', 'frozen'), 'argument --protocol'),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--protocol', 'leave_one_speaker_out', '--folds', '3'), 'makes 9 here, not 3'),
+    (('split', 'studio_a', '{}', '{}/no/s.csv'), 'there is no folder'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/no/f.csv'), 'there is no folder'),
+    (('verify', 'studio_a', '{}', '--manifest', '{}/audio'), 'is a folder; name a file'),
+    (('verify', 'studio_a', '{}', '--manifest', '{}/manifest.csv'), 'is there already'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/manifest.csv'), 'is there already'),
+    (('split', 'studio_a', '{}', '{}/manifest.csv'), 'is there already, and is no split'),
+    (('split', 'studio_a', '{}', '{}/manifest.csv', '--replace'), 'is there already, and is no split'),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--label-map', '{}/none.csv'), 'there is no such file'),
+    (('verify', 'studio_a', ''), 'is no path'),
+    (('verify', 'studio_a'), 'the following arguments are required: root'),
+    (('audit', 'up/studio_a', '{}'), 'holds a separator'),
+    (('fetch', 'nemo'), 'name the folder'),
+    (('nonsense\x1b[2J',), 'nonsense\\x1b[2J'),
+    ((), 'required: command')])
+def test_what_cannot_be_done_is_one_line_and_found_before_the_work(args, message, studio, capsys, monkeypatch):
+    monkeypatch.setattr(module, 'verify', lambda *args, **more: pytest.fail('the work had begun'))
+    before = {path: path.read_bytes() for path in studio.rglob('*') if path.is_file()}
+    assert message in one_line(capsys, *(arg.format(studio) for arg in args))
+    assert before == {path: path.read_bytes() for path in studio.rglob('*') if path.is_file()}
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(studio, capsys, monkeypatch):
+    monkeypatch.setattr(module.os, 'access', lambda path, mode: False)
+    assert 'the folder is read-only' in one_line(capsys, 'split', 'studio_a', studio, studio / 's.csv')
+
+
+def test_a_split_is_replaced_only_where_that_is_asked_for(studio, capsys):
+    out = studio / 'split.csv'
+    assert main(['split', 'studio_a', str(studio), str(out)]) == 0 == main(['split', 'studio_a', str(studio), str(out)])
+    capsys.readouterr()
+    kept = out.read_bytes()
+    assert 'holds another split' in one_line(capsys, 'split', 'studio_a', studio, out, '--folds', 2) and out.read_bytes() == kept
+    assert main(['split', 'studio_a', str(studio), str(out), '--folds', '2', '--replace']) == 0 # the earlier file does not decide
+    assert len(read_split(out, read_corpus('studio_a', studio).table)) == 2
+
+
+def test_findings_are_replaced_by_findings(studio, tmp_path):
+    for _ in range(2): assert main(['verify', 'studio_a', str(studio), '--findings', str(tmp_path / 'f.csv')]) == 0
+    assert (tmp_path / 'f.csv').read_text() == 'level,kind,path,detail\n'
+
+
+def test_recordings_that_runs_refuse_are_left_out_of_the_manifest_that_is_written(studio, tmp_path, capsys):
+    path = sorted((studio / 'audio').iterdir())[3]
+    path.unlink()
+    assert main(['verify', 'studio_a', str(studio), '--allow', 'missing', '--manifest', str(tmp_path / 'm.csv')]) == 0
+    said = capsys.readouterr().out
+    assert 'fit for training, as source, without the 1 recordings that runs refuse' in said and 'runs refuse a corpus that lists' in said
+    assert len(read_manifest(tmp_path / 'm.csv')) == 71 and f'audio/{path.name}' not in set(read_manifest(tmp_path / 'm.csv').path)
+    shutil.copy(tmp_path / 'm.csv', studio / 'manifest.csv')
+    assert main(['verify', 'studio_a', str(studio)]) == 0
+
+
+def test_a_corpus_whose_speakers_are_its_labels_cannot_be_tested_on(tmp_path, capsys):
+    root = small(tmp_path / 'mine', {f'{label}{i}': f'{label} {label}' for label in LABELS for i in range(3)})
+    assert main(['verify', 'mine', str(root)]) == 1
+    said = capsys.readouterr().out
+    assert 'NOT FIT for testing, as target: ' in said and 'speaker is label' in said and 'fit for training, as source' in said
+    assert main(['verify', 'mine', str(root), '--role', 'source']) == 0 and main(['verify', 'mine', str(root), '--role', 'target']) == 1
+    assert main(['audit', 'mine', str(root)]) == 1
+    assert 'speaker is label' in capsys.readouterr().out
+    assert 'speaker is label' in one_line(capsys, 'split', 'mine', root, root / 'split.csv') and not (root / 'split.csv').exists()
+
+
+def test_two_speakers_can_be_trained_on_and_not_tested_on(tmp_path, capsys):
+    root = small(tmp_path / 'mine', dict.fromkeys('ab', ALL))
+    assert main(['verify', 'mine', str(root), '--role', 'source']) == 0 and main(['verify', 'mine', str(root)]) == 1 == main(['audit', 'mine', str(root)])
+    assert 'early stopping needs a second speaker' in capsys.readouterr().out
+
+
+def test_one_session_of_iemocap_is_one_clear_error(tmp_path, capsys):
+    root = paper_trees(tmp_path, per_speaker=1) / 'iemocap'
+    for i in range(2, 6): shutil.rmtree(root / f'Session{i}')
+    assert 'leave_one_session_out needs at least two sessions, and there is 1' in one_line(capsys, 'split', 'iemocap', root, root / 'split.csv')
+    assert main(['audit', 'iemocap', str(root)]) == 1 and 'at least two sessions' in capsys.readouterr().out
+
+
+def test_corpora_that_share_recordings_are_found_by_content_and_by_sound(kept, tmp_path, capsys):
+    for name in ('copy', 'quieter'): shutil.copytree(kept, tmp_path / name)
+    table = read_manifest(tmp_path / 'quieter' / 'manifest.csv')
+    for path in table.path[:5]:
+        samples, rate = sf.read(tmp_path / 'quieter' / path)
+        sf.write(tmp_path / 'quieter' / path, .5 * samples, rate)
+    for path in table.path[5:]: (tmp_path / 'quieter' / path).unlink()
+    table[:5][['path', 'label', 'speaker']].to_csv(tmp_path / 'quieter' / 'manifest.csv', index=False)
+    assert main(['audit', 'studio_a', str(kept), '--against', 'copy', str(tmp_path / 'copy')]) == 1
+    assert '72 of 72 recordings are also in copy' in (said := capsys.readouterr().out) and '(same content)' in said
+    assert main(['audit', 'studio_a', str(kept), '--against', 'quieter', str(tmp_path / 'quieter')]) == 1
+    assert '5 of 72 recordings are also in quieter' in (said := capsys.readouterr().out) and '(same sound)' in said
+    assert main(['audit', 'studio_a', str(kept), '--against', 'studio_b', str(kept.parent / 'studio_b')]) == 0
+    assert '0 of 72 recordings are also in studio_b' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('encoding', ['cp850', 'ascii'])
+def test_any_console_can_show_what_is_said_and_obeys_none_of_it(encoding, tmp_path):
+    root = small(tmp_path / 'mine', dict.fromkeys(('José', 'Zoë', '李', 's4'), ALL), text_id=lambda i: f'“{i}”…')
+    (root / '0.wav').unlink()
+    status, out, err = cli('audit', 'mine', root, PYTHONIOENCODING=encoding)
+    assert status == 1 and 'utterances' in out and not err, err
+
+
+def test_what_a_terminal_would_obey_is_shown_instead(kept, capsys, tmp_path):
+    assert '\x1b' not in one_line(capsys, 'verify', 'mine\x1b[31m', kept) + one_line(capsys, 'verify', 'a', '\x1b]0;x\x07\n')
+    root = small(tmp_path / 'mine', dict.fromkeys(('s\x1b[2J', 's2', 's3'), ALL), text_id=lambda i: '\x1b[31m')
+    assert '\x1b' not in one_line(capsys, 'verify', 'mine', root)
+
+
+def test_nothing_is_lost_and_nothing_obeyed():
+    assert printable('\x1b]0;x\x07 a\rb\u202e') == '\\x1b]0;x\\x07 a\\rb\\u202e' and printable('a\nb') == 'a\nb'
+    assert printable('–…é\U0001f600', 'ascii') == '-...\\xe9\\U0001f600' and printable('–é', 'cp850') == '-é' and printable('\ud800') == '\\ud800'
+
+
+def test_a_fault_of_our_own_is_one_line_and_shows_where_if_asked_to(kept, monkeypatch, capsys):
+    def fail(*args, **more): raise KeyError('a\nb')
+    monkeypatch.setattr(module, 'verify', fail)
+    monkeypatch.delenv('CDSER_DEBUG', raising=False)
+    assert main(['verify', 'studio_a', str(kept)]) == 70
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and said.startswith("cdser: internal error, KeyError: ") and '--debug' in said
+    assert main(['--debug', 'verify', 'studio_a', str(kept)]) == 70 and 'Traceback' in capsys.readouterr().err
+    monkeypatch.setenv('CDSER_DEBUG', '1')
+    assert main(['verify', 'studio_a', str(kept)]) == 70 and 'in fail' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
+def test_a_full_disk_is_said(kept):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-m', 'cdser.cli', 'fetch'], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'the output cannot be written (No space left on device)' in done.stderr
+
+
+def test_an_interrupt_is_one_line_and_130(kept, monkeypatch, capsys):
+    def interrupted(*args, **more): os.kill(os.getpid(), signal.SIGINT) or time.sleep(5)
+    monkeypatch.setattr(module, 'verify', interrupted)
+    assert main(['verify', 'studio_a', str(kept)]) == 130 and capsys.readouterr().err == 'cdser: interrupted\n'
+
+
+def test_the_help_says_what_a_status_means(capsys):
+    with pytest.raises(SystemExit) as err: main(['--help'])
+    said = capsys.readouterr().out
+    assert err.value.code == 0 and all(f'{status} ' in said for status in (0, 1, 2, 70, 130, 141))
