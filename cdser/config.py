@@ -26,6 +26,8 @@ AUGMENTATIONS = ('noise', 'reverberation', 'pitch', 'speed', 'filtering', 'maski
 # %% ../nbs/00_config.ipynb #eab4b504
 class BadInput(ValueError):
     "Input that the user can mend: the message names the file, row or parameter, what was expected, and what to do."
+    def __init__(self, message: str = ''): # becomes one line that any terminal can show
+        super().__init__(''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(message)))
 
 # %% ../nbs/00_config.ipynb #9b82e9d5
 def check_choice(name: str,  # the parameter, for the message
