@@ -285,13 +285,15 @@ def test_what_is_allowed_is_done_without_and_what_is_left_is_judged(studio):
     assert 'no recording is left' in str(verify('studio_a', studio, allow=('missing',), progress=False))
 
 
-def test_fit_is_what_a_run_does_not_refuse(studio):
-    "Either both say yes or both say no: for copies that were spoilt in every way that runs look for."
+def test_fit_is_what_a_run_does_not_refuse(studio, studios):
+    "Either both say yes or both say no, in either role: for copies that were spoilt in every way that runs look for."
+    shutil.copytree(studios / 'studio_b', studio.parent / 'other')
     for kind in (None, 'missing', 'unreadable', 'silent', 'too short', 'not finite', 'leads out'):
         copy = Path(shutil.copytree(studio, studio.parent / (kind or 'sound').replace(' ', '_'), symlinks=True))
         if kind: SPOIL[kind](copy)
         found = verify(copy.name, copy, progress=False, plan=dict(protocol='k_fold', folds=2))
-        try: make_parts(Experiment(copy.name, copy.name, folds=2), *[open_recordings(copy.name, copy.parent, copy.parent / 'runs', 15.)] * 2)
-        except BadInput: assert not found.ok
-        else: assert found.ok
+        for pair in ((copy.name, 'other'), ('other', copy.name)):
+            try: make_parts(Experiment(*pair, folds=2), *(open_recordings(name, copy.parent, copy.parent / 'runs', 15.) for name in pair))
+            except BadInput: assert not found.ok
+            else: assert found.ok
         assert found.ok == (kind is None)
