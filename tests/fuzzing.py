@@ -113,6 +113,16 @@ def judge(ask: Callable[[], object]) -> str: # 'read' or 'refused'
     return 'read'
 
 
+def naming(names: tuple[str, ...], ask: Callable[[], object]) -> Callable[[], object]:
+    "The same question, whose refusal has to name one of these."
+    def asked():
+        try: return ask()
+        except BadInput as err:
+            assert any(name in str(err) for name in names), f'{str(err)[:300]!r} names none of {names[:4]}'
+            raise
+    return asked
+
+
 def count(area: str, name: str, cases: int,
           attempt: Callable[[int], str], # 'read' or 'refused', given the number of an input
           record: Callable,              # pytest's `record_property`
