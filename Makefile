@@ -24,7 +24,7 @@ test: .venv/ready ## the chapters, the library against its notebooks, and behavi
 
 CDSER_FUZZ ?= 5
 
-fuzz: .venv/ready ## more than 20,000 inputs for whatever reads what others wrote, within limits; 15 minutes on two cores
+fuzz: .venv/ready ## more than 20,000 inputs for whatever reads what others wrote, within limits; some minutes on two cores
 	CDSER_FUZZ=$(CDSER_FUZZ) $(RUN)/python -m pytest tests -m fuzz -n $(JOBS) --dist loadgroup
 
 lint: .venv/ready ## faults that can be seen without running anything

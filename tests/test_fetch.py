@@ -17,13 +17,15 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import soundfile as sf
+from urllib3 import HTTPResponse
 from urllib3.util import Retry
 
 from cdser import fetch as fetching
 from cdser.config import BadInput
 from cdser.corpora import load_corpus, released
-from cdser.fetch import ORIGINS, PARTIAL, Origin, check_address, fetch, find_members, list_origins, origin, terms, unpack
+from cdser.fetch import ORIGINS, PARTIAL, Origin, ask, check_address, fetch, find_members, list_origins, origin, terms, unpack
 from cdser.files import Claim, this_machine
 from fuzzing import fuzzed, pick
 
@@ -413,8 +415,36 @@ def test_a_server_may_not_send_to_another_scheme_or_on_without_end(tones, server
     assert str(err.value).isprintable() and 'samples/a.wav' not in finals(tmp_path)
 
 
-def test_no_hop_leaves_https():
-    with pytest.raises(BadInput, match='leaves https'): check_address('http://127.0.0.1/', 'https')
+class Hops:
+    "A session whose servers send on as told, over https, which the loopback does not speak."
+    def __init__(self, hops: dict[str, str]): self.hops, self.asked = hops, []
+
+    def get(self, url: str, **options):
+        assert options['allow_redirects'] is False
+        self.asked.append(url)
+        reply = requests.Response()
+        reply.status_code, reply.raw = (302 if url in self.hops else 200), io.BytesIO()
+        if url in self.hops: reply.headers['Location'] = self.hops[url]
+        return reply
+
+
+@pytest.mark.parametrize('to', ['http://a.org/x', 'http://127.0.0.1/x', 'file:///etc/passwd', 'ftp://a.org/x'])
+@pytest.mark.parametrize('first', [{}, {'https://a.org/1': '/2', 'https://a.org/2': 'https://b.org/3'}], ids=['at once', 'after two hops'])
+def test_no_hop_leaves_https(first, to):
+    session = Hops({**first, 'https://b.org/3' if first else 'https://a.org/1': to})
+    with pytest.raises(BadInput, match='leaves https|no address') as err: ask(session, 'https://a.org/1')
+    assert to not in session.asked and to in str(err.value)
+
+
+def test_hops_over_https_are_followed_to_any_host():
+    session = Hops({'https://a.org/1': '/2', 'https://a.org/2': 'https://b.org/3'})
+    assert ask(session, 'https://a.org/1').status_code == 200 and session.asked[-1] == 'https://b.org/3'
+
+
+@pytest.mark.parametrize('wanted, pause', [('86400', 60), ('2', 2), (None, None)])
+def test_a_server_may_ask_for_a_pause_of_a_minute_at_most(wanted, pause):
+    reply = HTTPResponse(headers={'Retry-After': wanted} if wanted else {})
+    assert fetching.Patience(3).get_retry_after(reply) == pause
 
 
 def test_a_server_may_send_to_another_host_of_the_same_scheme(tones, server, tmp_path):
@@ -635,10 +665,10 @@ def test_spoilt_archives_are_unpacked_whole_or_refused(rng, folder, number):
     if rng.random() < .2: found = found[:rng.integers(len(found) + 1)]
     (folder / 'in').mkdir()
     (folder / 'in' / 'tones.zip.part').write_bytes(found)
-    def ask():
+    def opened():
         try: unpack(folder / 'in' / 'tones.zip.part', folder / 'out' / 'tones', BOX, {'wav/0.wav': hashlib.sha256(GOOD[1]).hexdigest()})
         finally:
             assert {path.name for path in folder.iterdir()} <= {'in', 'out'}
             if (folder / 'out').exists(): assert {path.name for path in (folder / 'out').iterdir()} == {'tones'}
         assert (folder / 'out' / 'tones' / 'wav' / '0.wav').read_bytes() == GOOD[1]
-    return ask
+    return opened

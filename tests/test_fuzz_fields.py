@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import pandas as pd
 
-from cdser.config import LABELS, LOSSES, PROTOCOLS, Experiment, check_experiment, content_hash, from_dict, parse_pairs
+from cdser.config import LABELS, PROTOCOLS, Experiment, check_experiment, content_hash, from_dict, parse_pairs
 from cdser.corpora import COLUMNS, read_label_map
 from cdser.splits import check_split, make_splits, read_split
 from fuzzing import fuzzed, naming, pick
