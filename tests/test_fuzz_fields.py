@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cdser.config import LABELS, PROTOCOLS, Experiment, check_experiment, content_hash, from_dict, parse_pairs
-from cdser.corpora import COLUMNS, read_label_map
+from cdser.corpora import COLUMNS, NUMBERS, read_label_map
 from cdser.splits import check_split, make_splits, read_split
 from fuzzing import fuzzed, naming, pick
 
@@ -89,7 +89,7 @@ def test_odd_rows_of_label_maps(rng, folder, number):
 def random_table(rng) -> pd.DataFrame:
     "A checked table of any shape: few speakers or many, labels that some never say, sessions and texts or none."
     n, speakers = int(rng.integers(1, 60)), int(pick(rng, (1, 2, 3, 4, 6, 12, 40)))
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ''), index=range(n))
+    table = pd.DataFrame({column: np.nan if column in NUMBERS else '' for column in COLUMNS}, index=range(n))
     who = rng.integers(speakers, size=n)
     labels = np.array(LABELS)[:int(pick(rng, (1, 2, 4, 4)))]
     table['path'], table['speaker'] = [f'{i}.wav' for i in range(n)], [f's{k}' for k in who]
