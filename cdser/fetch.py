@@ -194,8 +194,10 @@ def receive(session: requests.Session, url: str, part: Path,
         start = begins(reply, have)
         if start is None or reply.status_code not in (200, 206) or reply.headers.get('Content-Encoding', 'identity') != 'identity':
             raise BadInput(f'{shown(url)}: the server sends something else than the file; give another address as base_url')
-        with open(part, 'ab' if start else 'wb', opener=open_plain) as file, tqdm(initial=start, desc=part.stem, unit='B', unit_scale=True,
-                leave=False, disable=not progress) as bar:
+        said = reply.headers.get('Content-Length', '') # for the bar alone
+        total = start + int(said) if said.isdecimal() and len(said) < 16 else None
+        with open(part, 'ab' if start else 'wb', opener=open_plain) as file, tqdm(initial=start, total=total, desc=part.stem, unit='B',
+                unit_scale=True, leave=False, disable=not progress) as bar:
             for chunk in reply.iter_content(1 << 16):
                 start += len(chunk)
                 if start > largest: break

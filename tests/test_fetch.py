@@ -528,6 +528,20 @@ def test_nothing_is_written_through_a_link_that_leads_out(tones, server, tmp_pat
     assert not list(outside.iterdir()) and (folder / linked).is_symlink()
 
 
+def test_a_folder_may_be_a_link_itself(tones, server, tmp_path):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'tones').symlink_to('disk')
+    assert get(tmp_path / 'tones') == len(tones) and held(tmp_path / 'disk') == tones
+
+
+@pytest.mark.parametrize('said', ['9' * 400, '-1', 'many', '1, 2'])
+def test_what_a_server_says_of_the_length_is_not_believed(tones, server, tmp_path, said):
+    server.headers = {'Content-Length': said}
+    try: fetch('tones', tmp_path, accept_licence=True, workers=1)
+    except BadInput as err: assert 'cannot be had from' in str(err)
+    assert all(tones[path] == content for path, content in finals(tmp_path).items())
+
+
 def test_of_two_that_fetch_into_one_folder_the_second_waits(tones, server, tmp_path):
     claim = Claim(tmp_path / PARTIAL / 'claim')
     assert claim.take()
