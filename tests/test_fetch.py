@@ -457,7 +457,7 @@ def test_a_server_may_send_to_another_host_of_the_same_scheme(tones, server, tmp
 def test_a_download_ends_where_it_is_larger_than_it_can_be(tones, server, monkeypatch, tmp_path, endless):
     monkeypatch.setitem(ORIGINS, 'tones', replace(ORIGINS['tones'], largest=100_000))
     server.endless, server.files['samples/a.wav'] = endless, bytes(1000 if endless else 100_001)
-    with pytest.raises(BadInput, match=r'samples/.*sends more than 100,000 bytes, which no file of the release has; it was not kept'): get(tmp_path, workers=1)
+    with pytest.raises(BadInput, match=r'samples/.*sends more than 100,000 bytes, which no released file has; it was not kept'): get(tmp_path, workers=1)
     assert all(len(content) <= 100_000 for content in held(tmp_path).values()) and 'samples/a.wav' not in finals(tmp_path)
 
 
@@ -606,7 +606,7 @@ BAD_ARCHIVES = {
     'a drive': (written([GOOD, ('top/C:x', b'x')]), 'leads out'),
     'a share': (written([GOOD, ('//host/share/x', b'x')]), 'leads out'),
     'encrypted': (patched(written([GOOD]), {8: ('H', 1)}), 'is encrypted'),
-    'packed oddly': (written([GOOD], zipfile.ZIP_LZMA), 'is packed in a way that is not known'),
+    'packed oddly': (written([GOOD], zipfile.ZIP_LZMA), 'is packed in an unknown way'),
     'a bomb': (written([GOOD, ('top/b', bytes(10**8))]), 'unpacks to 100,000,600 bytes, more than the'),
     'a bomb beside the corpus': (written([GOOD, ('other/b', bytes(10**8))]), 'unpacks to 100,000,600 bytes'),
     'a size that is a lie, smaller': (patched(written([GOOD]), {24: ('I', 5)}), 'damaged|has not the size'),
