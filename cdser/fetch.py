@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MSP_LAB', 'ORIGINS', 'PARTIAL', 'HOPS', 'RETRY', 'MEMBERS', 'RATIO', 'BROKEN', 'Origin', 'origin', 'list_origins',
-           'terms', 'check_terms', 'is_there', 'find_missing', 'check_address', 'ask', 'Patience', 'open_session',
-           'begins', 'receive', 'open_plain', 'Wanted', 'download', 'place', 'fetch_files', 'fault_of', 'find_members',
-           'check_list', 'write_member', 'unpack', 'fetch_archive', 'clear', 'fetch']
+           'terms', 'check_terms', 'is_there', 'check_inside', 'find_missing', 'check_address', 'ask', 'Patience',
+           'open_session', 'begins', 'receive', 'open_plain', 'Wanted', 'download', 'place', 'fetch_files', 'fault_of',
+           'find_members', 'check_list', 'write_member', 'unpack', 'fetch_archive', 'clear', 'fetch']
 
 # %% ../nbs/07_fetch.ipynb #6eb21fc9
 import hashlib, os, re, stat, struct, unicodedata, zipfile, zlib
@@ -43,36 +43,60 @@ class Origin:
     unpacked: int = 2 << 30  # bytes that an archive may unpack to
 
 # %% ../nbs/07_fetch.ipynb #0175b4ce
-MSP_LAB = 'an academic licence is signed for an institution; the form is on its page, from the MSP lab, University of Texas at Dallas'
+MSP_LAB = ('an academic licence is signed for an institution; the form is on its page, from the MSP lab, '
+           'University of Texas at Dallas')
 ORIGINS = {
-    'iemocap': Origin('IEMOCAP', 'Busso et al. 2008', 'release form of its owners', 'https://sail.usc.edu/iemocap/',
+    'iemocap': Origin(
+        'IEMOCAP', 'Busso et al. 2008', 'release form of its owners', 'https://sail.usc.edu/iemocap/',
         'Session1/dialog/EmoEvaluation/*.txt and Session1/sentences/wav/*/*.wav, to Session5',
-        ask='fill in the release form of the SAIL lab, University of Southern California, https://sail.usc.edu/iemocap/iemocap_release.htm'),
-    'msp_improv': Origin('MSP-IMPROV', 'Busso et al. 2017', 'academic licence of its owners', 'https://lab-msp.com/MSP/MSP-Improv.html',
-        'Evalution.txt and session1/S01A/P/MSP-IMPROV-*.wav, to session6, with or without a folder Audio above', ask=MSP_LAB),
-    'msp_podcast': Origin('MSP-Podcast', 'Lotfian & Busso 2019', 'academic licence of its owners', 'https://lab-msp.com/MSP/MSP-Podcast.html',
+        ask='fill in the release form of the SAIL lab, University of Southern California, '
+            'https://sail.usc.edu/iemocap/iemocap_release.htm'),
+    'msp_improv': Origin(
+        'MSP-IMPROV', 'Busso et al. 2017', 'academic licence of its owners', 'https://lab-msp.com/MSP/MSP-Improv.html',
+        'Evalution.txt and session1/S01A/P/MSP-IMPROV-*.wav, to session6, with or without a folder Audio above',
+        ask=MSP_LAB),
+    'msp_podcast': Origin(
+        'MSP-Podcast', 'Lotfian & Busso 2019', 'academic licence of its owners',
+        'https://lab-msp.com/MSP/MSP-Podcast.html',
         'Labels/labels_consensus.csv and Audios/*.wav', ask=MSP_LAB),
-    'cremad': Origin('CREMA-D', 'Cao et al. 2014', 'ODbL 1.0, its contents DbCL 1.0', 'https://github.com/CheyneyComputerScience/CREMA-D',
-        'AudioWAV/1001_DFA_ANG_XX.wav and so on', base_url='https://media.githubusercontent.com/media/CheyneyComputerScience/CREMA-D/master/'),
-    'ravdess': Origin('RAVDESS, speech', 'Livingstone & Russo 2018', 'CC BY-NC-SA 4.0', 'https://zenodo.org/records/1188976',
+    'cremad': Origin(
+        'CREMA-D', 'Cao et al. 2014', 'ODbL 1.0, its contents DbCL 1.0',
+        'https://github.com/CheyneyComputerScience/CREMA-D',
+        'AudioWAV/1001_DFA_ANG_XX.wav and so on',
+        base_url='https://media.githubusercontent.com/media/CheyneyComputerScience/CREMA-D/master/'),
+    'ravdess': Origin(
+        'RAVDESS, speech', 'Livingstone & Russo 2018', 'CC BY-NC-SA 4.0', 'https://zenodo.org/records/1188976',
         'Actor_01/03-01-01-01-01-01-01.wav, to Actor_24', base_url='https://zenodo.org/records/1188976/files/',
         archive='Audio_Speech_Actors_01-24.zip', checksum='md5:bc696df654c87fed845eb13823edef8a', largest=500 << 20),
-    'emodb': Origin('EmoDB 1.3.0', 'Burkhardt et al. 2005', 'CC BY 4.0 (its Zenodo record)', 'https://zenodo.org/records/7447302',
+    'emodb': Origin(
+        'EmoDB 1.3.0', 'Burkhardt et al. 2005', 'CC BY 4.0 (its Zenodo record)', 'https://zenodo.org/records/7447302',
         'wav/03a01Fa.wav and so on', base_url='https://zenodo.org/records/7447302/files/',
         archive='emodb.zip', checksum='md5:9d21362dbc5676ef3ab4745d83ced0db', top='emodb', largest=120 << 20),
-    'savee': Origin('SAVEE', 'Jackson & Haq 2014', 'for research', 'http://kahlan.eps.surrey.ac.uk/savee/',
-        'DC/a01.wav or DC_a01.wav and so on', ask='register with the University of Surrey, http://kahlan.eps.surrey.ac.uk/savee/Download.html'),
-    'tess': Origin('TESS', 'Dupuis & Pichora-Fuller 2010', 'CC BY-NC-ND 4.0', 'https://doi.org/10.5683/SP2/E8H2MF',
+    'savee': Origin(
+        'SAVEE', 'Jackson & Haq 2014', 'for research', 'http://kahlan.eps.surrey.ac.uk/savee/',
+        'DC/a01.wav or DC_a01.wav and so on',
+        ask='register with the University of Surrey, http://kahlan.eps.surrey.ac.uk/savee/Download.html'),
+    'tess': Origin(
+        'TESS', 'Dupuis & Pichora-Fuller 2010', 'CC BY-NC-ND 4.0', 'https://doi.org/10.5683/SP2/E8H2MF',
         'OAF_back_angry.wav and so on, in any folders', ask='download the recordings from its page'),
-    'nemo': Origin('nEMO', 'Christop 2024', 'CC BY-NC-SA 4.0', 'https://github.com/amu-cai/nEMO',
-        'samples/EB0_anger_1.wav and so on; data.tsv, for genders, if at hand', base_url='https://raw.githubusercontent.com/amu-cai/nEMO/main/'),
-    'urdu': Origin('URDU', 'Latif et al. 2018', 'for research purposes only', 'https://github.com/siddiquelatif/URDU-Dataset',
-        'Angry/SM1_F10_A010.wav and so on, with Happy, Neutral and Sad', base_url='https://raw.githubusercontent.com/siddiquelatif/URDU-Dataset/master/'),
-    'esd': Origin('ESD', 'Zhou et al. 2021', 'licence form of its owners, for research', 'https://github.com/HLTSingapore/Emotional-Speech-Data',
+    'nemo': Origin(
+        'nEMO', 'Christop 2024', 'CC BY-NC-SA 4.0', 'https://github.com/amu-cai/nEMO',
+        'samples/EB0_anger_1.wav and so on; data.tsv, for genders, if at hand',
+        base_url='https://raw.githubusercontent.com/amu-cai/nEMO/main/'),
+    'urdu': Origin(
+        'URDU', 'Latif et al. 2018', 'for research purposes only', 'https://github.com/siddiquelatif/URDU-Dataset',
+        'Angry/SM1_F10_A010.wav and so on, with Happy, Neutral and Sad',
+        base_url='https://raw.githubusercontent.com/siddiquelatif/URDU-Dataset/master/'),
+    'esd': Origin(
+        'ESD', 'Zhou et al. 2021', 'licence form of its owners, for research',
+        'https://github.com/HLTSingapore/Emotional-Speech-Data',
         '0011/Angry/0011_000351.wav and so on, with or without a folder of the split',
-        ask='fill in the licence form linked on its page, send it to the address given there, and download the archive linked below it'),
-    'shemo': Origin('ShEMO', 'Mohamad Nezami et al. 2019', 'none stated', 'https://github.com/mansourehk/ShEMO',
-        'F01A01.wav and so on, in any folders', ask='download female.zip and male.zip (Git LFS) from its page and unpack both; ask the authors for the terms')}
+        ask='fill in the licence form linked on its page, send it to the address given there, '
+            'and download the archive linked below it'),
+    'shemo': Origin(
+        'ShEMO', 'Mohamad Nezami et al. 2019', 'none stated', 'https://github.com/mansourehk/ShEMO',
+        'F01A01.wav and so on, in any folders',
+        ask='download female.zip and male.zip (Git LFS) from its page and unpack both; ask the authors for the terms')}
 
 # %% ../nbs/07_fetch.ipynb #f6268e40
 def origin(name: str) -> Origin:
@@ -83,7 +107,8 @@ def origin(name: str) -> Origin:
 def list_origins() -> pd.DataFrame: # one row a corpus: title, licence, how it is got
     "All corpora whose origin is known."
     def how(o): return 'by hand' if o.ask else 'fetch, one archive' if o.archive else 'fetch, file by file'
-    return pd.DataFrame({name: dict(title=o.title, citation=o.citation, licence=o.licence, how=how(o)) for name, o in ORIGINS.items()}).T
+    return pd.DataFrame({name: dict(title=o.title, citation=o.citation, licence=o.licence, how=how(o))
+                         for name, o in ORIGINS.items()}).T
 
 # %% ../nbs/07_fetch.ipynb #ac6918bc
 def terms(name: str) -> str: # on one line
@@ -96,7 +121,8 @@ def check_terms(name: str, accept_licence: bool) -> Origin:
     o = origin(name)
     if o.ask: raise BadInput(f'{name}: cannot be fetched, it is got by hand: {o.ask}; {terms(name)}')
     if not accept_licence:
-        raise BadInput(f'{name}: read its licence, then say that you accept it, with accept_licence=True or --accept-licence; {terms(name)}')
+        raise BadInput(f'{name}: read its licence, then say that you accept it, with accept_licence=True '
+                       f'or --accept-licence; {terms(name)}')
     return o
 
 # %% ../nbs/07_fetch.ipynb #5d0c7a11
@@ -107,17 +133,21 @@ def is_there(path: Path, sha256: str) -> bool: # '' where it is not known
     "Whether a released file is there, whole."
     return path.is_file() and (not sha256 or content_digest(path) == sha256)
 
+def check_inside(folder: Path, paths: list[str]) -> None:
+    "Raise `BadInput` where a path in a folder is a link out of it, or lies behind one."
+    if out := leads_out(folder, paths):
+        raise BadInput(f'{folder}: {shown(out[0])} in it is a link that leads out of the folder; remove the link')
+
 def find_missing(folder: Path, files: dict[str, str], # path -> SHA-256
                  workers: int) -> dict[str, str]:
     "Those of a release's files that are not in a folder. Raises `BadInput` where something else has the name of one."
-    if out := leads_out(folder, list(files)):
-        raise BadInput(f'{folder}: {shown(out[0])} in it is a link that leads out of the folder; put a folder in its place')
+    check_inside(folder, list(files))
     with ThreadPoolExecutor(workers) as pool:
         there = list(pool.map(lambda file: is_there(folder / file[0], file[1]), files.items()))
     missing = {path: sha256 for (path, sha256), found in zip(files.items(), there) if not found}
     if others := [path for path in missing if os.path.lexists(folder / path)]:
-        raise BadInput(f'{folder}: {len(others)} files are not as they were released, the first is {shown(others[0])}; nothing was fetched, '
-                       'and nothing is replaced: move them away, then call again')
+        raise BadInput(f'{folder}: {len(others)} files are not as they were released, the first is {shown(others[0])}; '
+                       'nothing was fetched, and nothing is replaced: move them away, then call again')
     return missing
 
 # %% ../nbs/07_fetch.ipynb #5d0c7a13
@@ -132,17 +162,19 @@ def check_address(url: str,
     def is_here():
         try: return host == 'localhost' or ip_address(host).is_loopback
         except ValueError: return False
-    wrong = 'is no address that can be asked' if not host or not url.isprintable() or parts.scheme not in ('http', 'https') else \
+    asked = host and url.isprintable() and parts.scheme in ('http', 'https')
+    wrong = 'is no address that can be asked' if not asked else \
         f'leaves {scheme}' if scheme and parts.scheme != scheme else \
         'is not encrypted' if parts.scheme == 'http' and not is_here() else \
         'holds a password' if parts.password or parts.username else ''
-    if wrong: raise BadInput(f'a corpus cannot be had from {shown(url)[1:-1]}, which {wrong}; give an address that begins with https:// as base_url')
+    if wrong: raise BadInput(f'a corpus cannot be had from {shown(url)[1:-1]}, which {wrong}; '
+                             'give an address that begins with https:// as base_url')
     return url
 
 def ask(session: requests.Session, url: str,
         start: int = 0, # the first byte that is wanted
        ) -> requests.Response: # not read yet
-    "Ask for a file, or for the rest of one, and follow where the server sends. Raises `BadInput` where that is elsewhere."
+    "Ask for a file, or for its rest, and follow where the server sends. Raises `BadInput` where that is elsewhere."
     headers = {'Accept-Encoding': 'identity', **({'Range': f'bytes={start}-'} if start else {})}
     scheme = urlsplit(check_address(url)).scheme
     for _ in range(HOPS + 1):
@@ -152,7 +184,8 @@ def ask(session: requests.Session, url: str,
             reply.close()
             further = urljoin(url, reply.headers['Location'])
         except requests.RequestException: raise
-        except ValueError as err: raise BadInput(f'{shown(url)}: the server sends on to what is no address; give another as base_url') from err
+        except ValueError as err:
+            raise BadInput(f'{shown(url)}: the server sends on to what is no address; give another base_url') from err
         url = check_address(further, scheme)
     raise BadInput(f'{shown(url)}: the server sends on without end; give another address as base_url')
 
@@ -192,17 +225,21 @@ def receive(session: requests.Session, url: str, part: Path,
         if have and reply.status_code == 416: return
         reply.raise_for_status()
         start = begins(reply, have)
-        if start is None or reply.status_code not in (200, 206) or reply.headers.get('Content-Encoding', 'identity') != 'identity':
-            raise BadInput(f'{shown(url)}: the server sends something else than the file; give another address as base_url')
-        with open(part, 'ab' if start else 'wb', opener=open_plain) as file, tqdm(initial=start, desc=part.stem, unit='B', unit_scale=True,
-                leave=False, disable=not progress) as bar:
+        packed = reply.headers.get('Content-Encoding', 'identity') != 'identity'
+        if start is None or packed or reply.status_code not in (200, 206):
+            raise BadInput(f'{shown(url)}: the server sends something else than the file; give another as base_url')
+        said = reply.headers.get('Content-Length', '') # for the bar alone
+        total = start + int(said) if said.isdecimal() and len(said) < 16 else None
+        how = dict(desc=part.stem, unit='B', unit_scale=True, leave=False, disable=not progress)
+        bar = tqdm(initial=start, total=total, **how)
+        with bar, open(part, 'ab' if start else 'wb', opener=open_plain) as file:
             for chunk in reply.iter_content(1 << 16):
                 start += len(chunk)
                 if start > largest: break
                 bar.update(file.write(chunk))
     if start > largest:
         part.unlink()
-        raise BadInput(f'{shown(url)}: sends more than {largest:,} bytes, which no file of the release has; it was not kept')
+        raise BadInput(f'{shown(url)}: sends more than {largest:,} bytes, which no released file has; it was not kept')
 
 def open_plain(path, flags: int) -> int:
     "For `open`: a file that is no link."
@@ -225,11 +262,14 @@ class Wanted:
         kind, _, digest = self.checksum.partition(':')
         with open(part, 'rb') as file: return hashlib.file_digest(file, kind).hexdigest() == digest
 
-def download(session: requests.Session, wanted: Wanted, folder: Path, progress: bool = False) -> Path: # where it is, below PARTIAL
+def download(session: requests.Session, wanted: Wanted,
+             folder: Path,           # the corpus's own
+             progress: bool = False, # show a bar
+            ) -> Path:               # where the file is, below PARTIAL
     "Download one file. Raises `BadInput` where it cannot be had, or is not the one that was released."
     path, url, part = shown(wanted.path)[1:-1], wanted.url, folder / PARTIAL / f'{wanted.path}.part'
     if not re.fullmatch('sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}', wanted.checksum):
-        raise BadInput(f'{path}: has no checksum in the manifest, so it could not be told from another file; get it by hand')
+        raise BadInput(f'{path}: has no checksum in the manifest to tell it from another file; get it by hand')
     part.parent.mkdir(parents=True, exist_ok=True)
     try: receive(session, url, part, wanted.largest, progress)
     except requests.HTTPError as err:
@@ -237,7 +277,8 @@ def download(session: requests.Session, wanted: Wanted, folder: Path, progress: 
         raise BadInput(f'{path}: {url} answers {code} {responses.get(code, "")}; '
                        'it may have moved, see the home page, and give where it is now as base_url') from err
     except (requests.RequestException, UnicodeError) as err:
-        raise BadInput(f'{path}: cannot be had from {url} ({type(err).__name__}); what has come so far is kept, call again to go on') from err
+        raise BadInput(f'{path}: cannot be had from {url} ({type(err).__name__}); '
+                       'what has come so far is kept, call again to go on') from err
     if not wanted.is_whole(part):
         part.unlink()
         raise BadInput(f'{path}: what {url} sends is not the released file, its checksum differs; it was not kept')
@@ -260,7 +301,8 @@ def fetch_files(o: Origin, folder: Path, files: dict[str, str], # path -> SHA-25
     "Download files to their places. Raises `BadInput` at the first that fails."
     with open_session(workers) as session, ThreadPoolExecutor(workers) as pool:
         def one(path):
-            place(download(session, Wanted(path, o.base_url, f'sha256:{files[path]}', o.largest), folder), folder / path, files[path])
+            wanted = Wanted(path, o.base_url, f'sha256:{files[path]}', o.largest)
+            place(download(session, wanted, folder), folder / path, files[path])
         jobs = [pool.submit(one, path) for path in files]
         try:
             for job in tqdm(jobs, desc=f'fetching {o.title}', disable=not progress): job.result()
@@ -276,11 +318,11 @@ def fault_of(info: zipfile.ZipInfo) -> str: # '' for none
     if not info.orig_filename.isprintable(): return 'holds a character that cannot be printed'
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR): return 'is a link, or no plain file'
     if info.flag_bits & 0x41: return 'is encrypted'
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return 'is packed in a way that is not known'
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return 'is packed in an unknown way'
     return ''
 
 def find_members(archive: zipfile.ZipFile, o: Origin) -> dict[str, zipfile.ZipInfo]: # path below o.top -> member
-    "The files of a corpus in an archive; hidden ones are left in it. Raises `BadInput` where one is not to be unpacked."
+    "The files of a corpus in an archive, without hidden ones. Raises `BadInput` where one is not to be unpacked."
     def refuse(why): raise BadInput(f'{Path(archive.filename).name.removesuffix(".part")}: {why}; nothing was unpacked')
     infos = archive.infolist()
     total, most = sum(info.file_size for info in infos), min(o.unpacked, RATIO * os.path.getsize(archive.filename))
@@ -309,10 +351,11 @@ def check_list(archive: Path) -> None:
     ends = [found.start() for found in re.finditer(rb'PK\x05\x06', tail)] # one, but in an archive that is to mislead
     length = max((int.from_bytes(tail[end + 12:end + 16], 'little') for end in ends), default=0)
     if not ends or any(b'PK\x06\x07' in tail[max(0, end - 20):end] for end in ends) or length > 400 * MEMBERS:
-        raise BadInput(f'{archive.name.removesuffix(".part")}: is no zip archive, or one with too long a list of files; nothing was unpacked')
+        raise BadInput(f'{archive.name.removesuffix(".part")}: is no zip archive, or one with too long a list '
+                       'of files; nothing was unpacked')
 
 # %% ../nbs/07_fetch.ipynb #5d0c7a1a
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
 
 def write_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: Path) -> None:
     "Unpack one file. Raises `BadInput` where it is damaged, or larger than it says."
@@ -324,7 +367,8 @@ def write_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, draft: Path) -
             while chunk := packed.read(1 << 20):
                 left -= file.write(chunk)
                 if left < 0: break
-    except BROKEN as err: raise BadInput(f'{name} in the archive is damaged ({shown(err)[1:-1]}); it was not kept') from err
+    except BROKEN as err:
+        raise BadInput(f'{name} in the archive is damaged ({shown(err)[1:-1]}); it was not kept') from err
     if left: raise BadInput(f'{name} in the archive has not the size that the archive says; it was not kept')
 
 def unpack(archive: Path, folder: Path, o: Origin, files: dict[str, str]) -> None: # path -> SHA-256, or ''
@@ -332,18 +376,20 @@ def unpack(archive: Path, folder: Path, o: Origin, files: dict[str, str]) -> Non
     draft, called = archive.with_name('member.draft'), archive.name.removesuffix('.part')
     check_list(archive)
     try: opened = zipfile.ZipFile(archive)
-    except (*BROKEN, OSError) as err: raise BadInput(f'{called}: is no zip archive that can be read ({shown(err)[1:-1]}); nothing was unpacked') from err
+    except (*BROKEN, OSError) as err:
+        raise BadInput(f'{called}: is no zip archive that is whole ({shown(err)[1:-1]}); nothing was unpacked') from err
     with opened:
         members = find_members(opened, o)
         if absent := [path for path in files if path not in members]:
-            raise BadInput(f'{called}: {len(absent)} files of the manifest are not in it, the first is {shown(absent[0])[1:-1]}')
-        if out := leads_out(folder, list(members)):
-            raise BadInput(f'{folder}: {shown(out[0])} in it is a link that leads out of the folder; put a folder in its place')
+            raise BadInput(f'{called}: {len(absent)} files of the manifest are not in it, '
+                           f'the first is {shown(absent[0])[1:-1]}')
+        check_inside(folder, list(members))
         for path, info in members.items():
             if path not in files and os.path.lexists(folder / path): continue # unpacked before, or the user's
             write_member(opened, info, draft)
             if not is_there(draft, files.get(path, '')):
-                raise BadInput(f'{called}: {shown(path)[1:-1]} in it is not the released file, its checksum differs; it was not kept')
+                raise BadInput(f'{called}: {shown(path)[1:-1]} in it is not the released file, its checksum differs; '
+                               'it was not kept')
             place(draft, folder / path, files.get(path, ''))
 
 def fetch_archive(o: Origin, folder: Path, files: dict[str, str], progress: bool) -> None:
@@ -368,12 +414,13 @@ def fetch(name: str,                   # a corpus of ORIGINS
           workers: int = 8,            # files at a time
           progress: bool = True,       # show a bar
          ) -> int:                     # how many files were missing, and are there now
-    "Put a corpus into a folder. Raises `BadInput` where that cannot be; what has come stays, and the next call goes on."
+    "Put a corpus into a folder. Raises `BadInput` where that cannot be; what has come stays, the next call goes on."
     o, files = check_terms(name, accept_licence), released(name).set_index('path').sha256.fillna('').to_dict()
     o, folder = replace(o, base_url=check_address(base_url or o.base_url)), Path(os.path.expanduser(folder))
-    if not isinstance(workers, int) or workers < 1: raise BadInput(f'workers: {shown(workers)} is no number of files; give 1 or more')
+    if not isinstance(workers, int) or workers < 1:
+        raise BadInput(f'workers: {shown(workers)} is no number of files; give 1 or more')
     if '\0' in str(folder): raise BadInput(f'folder: {shown(folder)} is no name of a folder')
-    if leads_out(folder, [PARTIAL]): raise BadInput(f'{folder / PARTIAL}: is a link that leads out of the folder; remove it')
+    check_inside(folder, [PARTIAL])
     claim, done = Claim(folder / PARTIAL / 'claim'), set()
     with writing(folder):
         if not claim.take(): raise BadInput(f'{folder}: another process fetches into it; wait until that has ended')

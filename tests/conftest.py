@@ -1,6 +1,8 @@
-"What several test files share: small generated studios, real corpora where they are to be had, workers, and the table of the fuzzers."
+"What several test files share: generated studios, real corpora where they are to be had, workers, the fuzzers' table."
+import ast
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
@@ -16,7 +18,8 @@ from cdser.synthetic import write_studios
 ROOT = Path(__file__).parent.parent
 
 hypothesis.settings.register_profile('short', derandomize=True, database=None, deadline=None, max_examples=50)
-hypothesis.settings.register_profile('long', database=None, deadline=None, max_examples=fuzzing.times(50), print_blob=True)
+hypothesis.settings.register_profile('long', database=None, deadline=None, print_blob=True,
+                                     max_examples=fuzzing.times(50))
 hypothesis.settings.load_profile('short' if fuzzing.SCALE == 1 else 'long')
 
 
@@ -42,21 +45,45 @@ def hang_guard(capfd) -> Iterator[None]:
     with capfd.disabled(), fuzzing.guarded(900 * fuzzing.SCALE): yield
 
 
-@pytest.hookimpl(tryfirst=True)
+@cache
+def shared_fixtures(path: Path) -> dict[str, str]: # function -> the first fixture of the module's that it rests on
+    "Which tests of a file stand on the same fixture of `scope='module'`."
+    body = ast.parse(path.read_text(encoding='utf-8')).body
+    found = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    wide = [name for name, node in found.items()
+            if any("scope='module'" in ast.unparse(line) for line in node.decorator_list)]
+    def below(name: str) -> set[str]:
+        if name not in found: return set()
+        return {name}.union(*(below(arg.arg) for arg in found[name].args.args if arg.arg != name))
+    return {name: first for name in found if (first := next((one for one in wide if one in below(name)), ''))}
+
+
+def group_of(test: str) -> str:
+    "What has to run in one worker with a test; the test itself, where it is free."
+    file, _, name = test.partition('::')
+    first = shared_fixtures(ROOT / file).get(name.partition('[')[0])
+    return f'{file}::{first}' if first else test
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "Tests that share a fixture of their module run in one worker, so that what it trains is trained once; all others are free."
-    for item in items:
-        found = getattr(item, '_fixtureinfo', None)
-        definitions = [defined[-1] for defined in (found.name2fixturedefs.values() if found else ())]
-        shared = [defined for defined in definitions if defined.scope == 'module']
-        if not shared: continue
-        first = min(shared, key=lambda defined: defined.func.__code__.co_firstlineno) # the others may rest on it
-        item.add_marker(pytest.mark.xdist_group(f'{item.path.stem}-{first.argname}'))
+    "The longest first, so that no worker waits for another at the end."
+    items.sort(key=lambda item: item.path.stem != 'test_notebooks')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    "Tests that share a fixture of their module run in one worker: what it trains is trained once. All others are free."
+    from xdist.scheduler import LoadScopeScheduling # its own groups by marks are lost under pytest 9.2
+    class Sharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str: return group_of(nodeid)
+    config.option.loadscopereorder = False
+    return Sharing(config, log)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     "What `make fuzz` asked."
-    reports = [report for found in terminalreporter.stats.values() for report in found if getattr(report, 'when', '') == 'call']
+    every = [report for found in terminalreporter.stats.values() for report in found]
+    reports = [report for report in every if getattr(report, 'when', '') == 'call']
     rows = [dict(report.user_properties)['fuzz'] for report in reports if 'fuzz' in dict(report.user_properties)]
     if not rows or fuzzing.SCALE == 1: return
     terminalreporter.section('inputs of the fuzzers')

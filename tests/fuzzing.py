@@ -1,6 +1,7 @@
 """Fuzzing: many inputs of a kind; each is read or refused, within limits, and counted.
 
-A kind is a function in any test file. It makes input `number` below `folder`, from `rng` alone, and returns what asks about it:
+A kind is a function in any test file. It makes input `number` below `folder`, from `rng` alone, and returns what asks
+about it:
 
     from fuzzing import fuzzed, pick
 
@@ -8,9 +9,10 @@ A kind is a function in any test file. It makes input `number` below `folder`, f
     def test_cut_files_of_a_run(rng, folder, number):
         path = pick(rng, sorted(copied_run(folder).iterdir()))
         path.write_bytes(path.read_bytes()[:rng.integers(path.stat().st_size)])
-        return lambda: RunStore(folder)['0123456789ab'] # `BadInput`, on one line, is a refusal; its assertions count, too
+        return lambda: RunStore(folder)['0123456789ab'] # `BadInput`, on one line, is a refusal; assertions count, too
 
-`make test` asks `short` times and `make fuzz` CDSER_FUZZ times as often; a list that is gone through once has `grows=False`.
+`make test` asks `short` times and `make fuzz` CDSER_FUZZ times as often; `grows=False` says that a list is gone through
+once.
 An answer and a one-line `BadInput` are good. Anything else is a fault, named by the number of its input:
     PYTHONPATH=.:tests python -c "from test_x import *; test_cut_files_of_a_run.again(17)"
 makes input 17 once more, in a new temporary folder, and asks with nothing caught.
@@ -40,7 +42,7 @@ from cdser.config import BadInput
 
 SEED = 2026
 SCALE = int(os.environ.get('CDSER_FUZZ', '1')) # how many times the short form
-SECONDS = 5 if SCALE > 1 else 60             # for one question; in the short form, on a busy machine, only a hang is a fault
+SECONDS = 5 if SCALE > 1 else 60             # for one question; in the short form, only a hang is a fault
 MEMORY = 1024                                # MiB that one question may take
 AREAS = ('manifests', 'splits', 'label maps', 'readers', 'audio headers', 'experiments', 'run folders', 'downloads')
 SPENT = dict(slowest=0.)                     # seconds of the slowest question since this was last set to 0
@@ -113,6 +115,16 @@ def judge(ask: Callable[[], object]) -> str: # 'read' or 'refused'
     return 'read'
 
 
+def naming(names: tuple[str, ...], ask: Callable[[], object]) -> Callable[[], object]:
+    "The same question, whose refusal has to name one of these."
+    def asked():
+        try: return ask()
+        except BadInput as err:
+            assert any(name in str(err) for name in names), f'{str(err)[:300]!r} names none of {names[:4]}'
+            raise
+    return asked
+
+
 def count(area: str, name: str, cases: int,
           attempt: Callable[[int], str], # 'read' or 'refused', given the number of an input
           record: Callable,              # pytest's `record_property`
@@ -128,9 +140,10 @@ def count(area: str, name: str, cases: int,
         if sum('no answer' in fault for fault in faults) > 2: break # the others are not to be waited for
     took = peak() - before
     asked = answers.total() + len(faults)
-    record('fuzz', dict(area=area, kind=name, inputs=asked, read=answers['read'], refused=answers['refused'], faults=len(faults),
-                        slowest=SPENT['slowest'], memory=took))
-    if faults: pytest.fail(f'{len(faults)} faults in {asked} of {cases} cases:\n' + '\n'.join(faults[:10]), pytrace=False)
+    record('fuzz', dict(area=area, kind=name, inputs=asked, read=answers['read'], refused=answers['refused'],
+                        faults=len(faults), slowest=SPENT['slowest'], memory=took))
+    if faults:
+        pytest.fail(f'{len(faults)} faults in {asked} of {cases} cases:\n' + '\n'.join(faults[:10]), pytrace=False)
     assert took < memory, f'{name} took {took:.0f} MiB'
 
 
@@ -148,8 +161,8 @@ def fuzzed(area: str, short: int, grows: bool = True):
             try: return judge(make(generator(make.__name__, number), folder, number))
             finally: shutil.rmtree(folder)
         def test(tmp_path, record_property, hang_guard):
-            cases = times(short) if grows else short
-            count(area, make.__name__.removeprefix('test_'), cases, lambda number: attempt(tmp_path / str(number), number), record_property)
+            cases, name = times(short) if grows else short, make.__name__.removeprefix('test_')
+            count(area, name, cases, lambda number: attempt(tmp_path / str(number), number), record_property)
         def again(number, folder=None):
             return make(generator(make.__name__, number), Path(folder or tempfile.mkdtemp()), number)()
         functools.update_wrapper(test, make)
@@ -174,12 +187,15 @@ def guarded(seconds: int) -> Iterator[None]:
 
 def table(rows: list[dict]) -> list[str]: # lines
     "What was asked, by area and kind, and the sum."
-    lines = [f'{"area":14} {"kind":48} {"inputs":>7} {"read":>7} {"refused":>7} {"faults":>6} {"slowest":>8} {"memory":>8}']
+    heads = {name: name for name in ('area', 'kind', 'inputs', 'read', 'refused', 'faults', 'slowest', 'memory')}
+    lines = ['{area:14} {kind:48} {inputs:>7} {read:>7} {refused:>7} {faults:>6} {slowest:>8} {memory:>8}'.format(**heads)]
     for row in sorted(rows, key=lambda row: (AREAS.index(row['area']), row['kind'])):
-        lines.append('{area:14} {kind:48.48} {inputs:7,} {read:7,} {refused:7,} {faults:6,} {slowest:6.2f} s {memory:4.0f} MiB'.format(**row))
+        lines.append('{area:14} {kind:48.48} {inputs:7,} {read:7,} {refused:7,} {faults:6,} {slowest:6.2f} s '
+                     '{memory:4.0f} MiB'.format(**row))
     for area in AREAS:
         found = [row for row in rows if row['area'] == area]
         if found: lines.append(f'{area:14} {"all":48} {sum(row["inputs"] for row in found):7,}')
     lines.append(f'{sum(row["inputs"] for row in rows):,} inputs, {sum(row["faults"] for row in rows):,} faults, '
-                 f'slowest {max(row["slowest"] for row in rows):.2f} s, most memory {max(row["memory"] for row in rows):.0f} MiB')
+                 f'slowest {max(row["slowest"] for row in rows):.2f} s, '
+                 f'most memory {max(row["memory"] for row in rows):.0f} MiB')
     return lines

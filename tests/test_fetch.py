@@ -17,13 +17,15 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import soundfile as sf
+from urllib3 import HTTPResponse
 from urllib3.util import Retry
 
 from cdser import fetch as fetching
 from cdser.config import BadInput
 from cdser.corpora import load_corpus, released
-from cdser.fetch import ORIGINS, PARTIAL, Origin, check_address, fetch, find_members, list_origins, origin, terms, unpack
+from cdser.fetch import ORIGINS, PARTIAL, Origin, ask, check_address, fetch, find_members, list_origins, origin, terms, unpack
 from cdser.files import Claim, this_machine
 from fuzzing import fuzzed, pick
 
@@ -413,8 +415,36 @@ def test_a_server_may_not_send_to_another_scheme_or_on_without_end(tones, server
     assert str(err.value).isprintable() and 'samples/a.wav' not in finals(tmp_path)
 
 
-def test_no_hop_leaves_https():
-    with pytest.raises(BadInput, match='leaves https'): check_address('http://127.0.0.1/', 'https')
+class Hops:
+    "A session whose servers send on as told, over https, which the loopback does not speak."
+    def __init__(self, hops: dict[str, str]): self.hops, self.asked = hops, []
+
+    def get(self, url: str, **options):
+        assert options['allow_redirects'] is False
+        self.asked.append(url)
+        reply = requests.Response()
+        reply.status_code, reply.raw = (302 if url in self.hops else 200), io.BytesIO()
+        if url in self.hops: reply.headers['Location'] = self.hops[url]
+        return reply
+
+
+@pytest.mark.parametrize('to', ['http://a.org/x', 'http://127.0.0.1/x', 'file:///etc/passwd', 'ftp://a.org/x'])
+@pytest.mark.parametrize('first', [{}, {'https://a.org/1': '/2', 'https://a.org/2': 'https://b.org/3'}], ids=['at once', 'after two hops'])
+def test_no_hop_leaves_https(first, to):
+    session = Hops({**first, 'https://b.org/3' if first else 'https://a.org/1': to})
+    with pytest.raises(BadInput, match='leaves https|no address') as err: ask(session, 'https://a.org/1')
+    assert to not in session.asked and to in str(err.value)
+
+
+def test_hops_over_https_are_followed_to_any_host():
+    session = Hops({'https://a.org/1': '/2', 'https://a.org/2': 'https://b.org/3'})
+    assert ask(session, 'https://a.org/1').status_code == 200 and session.asked[-1] == 'https://b.org/3'
+
+
+@pytest.mark.parametrize('wanted, pause', [('86400', 60), ('2', 2), (None, None)])
+def test_a_server_may_ask_for_a_pause_of_a_minute_at_most(wanted, pause):
+    reply = HTTPResponse(headers={'Retry-After': wanted} if wanted else {})
+    assert fetching.Patience(3).get_retry_after(reply) == pause
 
 
 def test_a_server_may_send_to_another_host_of_the_same_scheme(tones, server, tmp_path):
@@ -427,7 +457,7 @@ def test_a_server_may_send_to_another_host_of_the_same_scheme(tones, server, tmp
 def test_a_download_ends_where_it_is_larger_than_it_can_be(tones, server, monkeypatch, tmp_path, endless):
     monkeypatch.setitem(ORIGINS, 'tones', replace(ORIGINS['tones'], largest=100_000))
     server.endless, server.files['samples/a.wav'] = endless, bytes(1000 if endless else 100_001)
-    with pytest.raises(BadInput, match=r'samples/.*sends more than 100,000 bytes, which no file of the release has; it was not kept'): get(tmp_path, workers=1)
+    with pytest.raises(BadInput, match=r'samples/.*sends more than 100,000 bytes, which no released file has; it was not kept'): get(tmp_path, workers=1)
     assert all(len(content) <= 100_000 for content in held(tmp_path).values()) and 'samples/a.wav' not in finals(tmp_path)
 
 
@@ -498,6 +528,20 @@ def test_nothing_is_written_through_a_link_that_leads_out(tones, server, tmp_pat
     assert not list(outside.iterdir()) and (folder / linked).is_symlink()
 
 
+def test_a_folder_may_be_a_link_itself(tones, server, tmp_path):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'tones').symlink_to('disk')
+    assert get(tmp_path / 'tones') == len(tones) and held(tmp_path / 'disk') == tones
+
+
+@pytest.mark.parametrize('said', ['9' * 400, '-1', 'many', '1, 2'])
+def test_what_a_server_says_of_the_length_is_not_believed(tones, server, tmp_path, said):
+    server.headers = {'Content-Length': said}
+    try: fetch('tones', tmp_path, accept_licence=True, workers=1)
+    except BadInput as err: assert 'cannot be had from' in str(err)
+    assert all(tones[path] == content for path, content in finals(tmp_path).items())
+
+
 def test_of_two_that_fetch_into_one_folder_the_second_waits(tones, server, tmp_path):
     claim = Claim(tmp_path / PARTIAL / 'claim')
     assert claim.take()
@@ -562,7 +606,7 @@ BAD_ARCHIVES = {
     'a drive': (written([GOOD, ('top/C:x', b'x')]), 'leads out'),
     'a share': (written([GOOD, ('//host/share/x', b'x')]), 'leads out'),
     'encrypted': (patched(written([GOOD]), {8: ('H', 1)}), 'is encrypted'),
-    'packed oddly': (written([GOOD], zipfile.ZIP_LZMA), 'is packed in a way that is not known'),
+    'packed oddly': (written([GOOD], zipfile.ZIP_LZMA), 'is packed in an unknown way'),
     'a bomb': (written([GOOD, ('top/b', bytes(10**8))]), 'unpacks to 100,000,600 bytes, more than the'),
     'a bomb beside the corpus': (written([GOOD, ('other/b', bytes(10**8))]), 'unpacks to 100,000,600 bytes'),
     'a size that is a lie, smaller': (patched(written([GOOD]), {24: ('I', 5)}), 'damaged|has not the size'),
@@ -635,10 +679,10 @@ def test_spoilt_archives_are_unpacked_whole_or_refused(rng, folder, number):
     if rng.random() < .2: found = found[:rng.integers(len(found) + 1)]
     (folder / 'in').mkdir()
     (folder / 'in' / 'tones.zip.part').write_bytes(found)
-    def ask():
+    def opened():
         try: unpack(folder / 'in' / 'tones.zip.part', folder / 'out' / 'tones', BOX, {'wav/0.wav': hashlib.sha256(GOOD[1]).hexdigest()})
         finally:
             assert {path.name for path in folder.iterdir()} <= {'in', 'out'}
             if (folder / 'out').exists(): assert {path.name for path in (folder / 'out').iterdir()} == {'tones'}
         assert (folder / 'out' / 'tones' / 'wav' / '0.wav').read_bytes() == GOOD[1]
-    return ask
+    return opened

@@ -1,4 +1,4 @@
-"The house itself: pins that are what is installed; an audit that cannot be quiet about a finding, targets that the README names."
+"The house itself: pins that are what is installed, an audit that tells, targets that the README names, workers."
 import importlib.util
 import json
 import re
@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from conftest import group_of
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -16,8 +17,8 @@ CONFIG = ConfigParser(delimiters=['='])
 CONFIG.read(ROOT / 'settings.ini', encoding='utf-8')
 SETTINGS = CONFIG['DEFAULT']
 LISTS = [name for name in SETTINGS if name.endswith('requirements')]
-PINS = {canonicalize_name(found.name): found for line in (ROOT / 'constraints.txt').read_text(encoding='utf-8').splitlines()
-        if line.strip() and not line.startswith('#') for found in [Requirement(line)]}
+LINES = (ROOT / 'constraints.txt').read_text(encoding='utf-8').splitlines()
+PINS = {canonicalize_name(pin.name): pin for pin in [Requirement(line) for line in LINES if line.strip() and line[0] != '#']}
 
 
 def load(path: Path):
@@ -38,14 +39,15 @@ def test_every_requirement_has_a_pin_within_its_range(name):
 
 
 def test_what_is_installed_is_what_is_pinned():
-    needed = {canonicalize_name(Requirement(text).name) for name in ('requirements', 'dev_requirements') for text in SETTINGS[name].split()}
+    asked = (SETTINGS['requirements'] + ' ' + SETTINGS['dev_requirements']).split()
+    needed = {canonicalize_name(Requirement(text).name) for text in asked}
     for name, pin in PINS.items():
         try: installed = version(name)
         except PackageNotFoundError:
             assert name not in needed, f'{name} is needed and not installed'
             continue
         [exact] = pin.specifier
-        assert Version(installed).public == exact.version, f'{name} {installed} is installed, {exact.version} pinned; remove .venv/ready and call make'
+        assert Version(installed).public == exact.version, f'{name} {installed} is installed, and {exact.version} pinned'
 
 
 PACKAGE, UNKNOWN = dict(name='a', version='1', vulns=[]), dict(name='b', skip_reason='not found')
@@ -54,23 +56,25 @@ WEAK = dict(name='c', version='2', vulns=[dict(id='CVE-1', fix_versions=['3'])])
 
 @pytest.mark.parametrize('packages, code, says', [
     ([PACKAGE], 0, '1 packages, 0 weaknesses'), ([PACKAGE, UNKNOWN], 0, 'not known to the service: b'),
-    ([PACKAGE, WEAK], 1, 'c 2: CVE-1, mended in 3'), ([UNKNOWN, WEAK], 1, '1 packages, 1 weaknesses'), ([UNKNOWN] * 3, None, ''), ([], None, '')])
+    ([PACKAGE, WEAK], 1, 'c 2: CVE-1, mended in 3'), ([UNKNOWN, WEAK], 1, '1 packages, 1 weaknesses'),
+    ([UNKNOWN] * 3, None, ''), ([], None, '')])
 def test_an_audit_fails_at_a_finding_and_learns_nothing_from_a_service_that_knows_nothing(packages, code, says):
     found, lines = load(ROOT / '.ci' / 'audit.py').judge(json.dumps(dict(dependencies=packages)), '')
     assert found == code and says in '\n'.join(lines)
 
 
-@pytest.mark.parametrize('complaint, code', [("ConnectionError: Failed to resolve 'host'", None), ('Timeout after 240 seconds', None),
-                                             ('ImportError: no module', 1), ('', 1)])
+@pytest.mark.parametrize('complaint, code', [
+    ("ConnectionError: Failed to resolve 'host'", None), ('Timeout after 240 seconds', None), ('ImportError: no module', 1), ('', 1)])
 def test_an_audit_that_breaks_is_no_audit_that_could_not_be_made(complaint, code):
     assert load(ROOT / '.ci' / 'audit.py').judge('', complaint)[0] == code
 
 
-@pytest.mark.parametrize('reached, code, says', [(False, 0, 'audit skipped: no vulnerability service can be reached'), (True, 1, 'CVE-1')])
+@pytest.mark.parametrize('reached, code, says', [
+    (False, 0, 'audit skipped: no vulnerability service can be reached'), (True, 1, 'CVE-1')])
 def test_the_next_service_is_asked_where_one_cannot_be_reached(monkeypatch, capsys, reached, code, says):
     audit = load(ROOT / '.ci' / 'audit.py')
     said = json.dumps(dict(dependencies=[WEAK])) if reached else ''
-    monkeypatch.setattr(audit, 'ask', lambda service: (said, 'ConnectionError') if service == 'osv' else ('', 'ConnectionError'))
+    monkeypatch.setattr(audit, 'ask', lambda service: (said if service == 'osv' else '', 'ConnectionError'))
     assert audit.main() == code and says in capsys.readouterr().out
 
 
@@ -79,3 +83,14 @@ def test_the_readme_names_the_targets_of_the_makefile():
     named = set(re.findall(r'`?make ([a-z]+)', (ROOT / 'README.md').read_text(encoding='utf-8')))
     assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'fuzz', 'lint', 'audit'} <= targets
     assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'fuzz', 'lint'} <= named <= targets | {'clean'}
+
+
+def test_tests_that_share_a_fixture_of_their_module_run_in_one_worker(request):
+    free, groups = 0, {}
+    for item in request.session.items:
+        wide = {name for name, defined in item._fixtureinfo.name2fixturedefs.items() if defined[-1].scope == 'module'}
+        group = group_of(item.nodeid)
+        assert bool(wide) == (group != item.nodeid), f'{item.nodeid} rests on {wide}'
+        groups.setdefault(group, []).append(wide)
+        free += not wide
+    assert free and all(len(found) == 1 or set.intersection(*found) for found in groups.values())
