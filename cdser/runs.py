@@ -58,7 +58,7 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root, label_map)
     file = corpus.root / 'split.csv'
     frozen = read_split(file, corpus.table) if file.is_file() else None
-    return Recordings(corpus, open_store(Path(runs_dir) / 'audio' / name, corpus.paths, max_seconds=max_seconds), frozen)
+    return Recordings(corpus, open_store(Path(runs_dir) / 'audio', corpus.paths, max_seconds), frozen)
 
 # %% ../nbs/30_runs.ipynb #221417f2
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ CHUNK = 1600 # seconds of audio that are decoded before they are recognised
 @dataclass(frozen=True)
 class InMemory:
     "Decoded recordings that are wanted once, in the place of a store."
-    samples: list[np.ndarray] # each (samples,) int16 at SAMPLE_RATE
+    samples: list[np.ndarray] # each (samples,) int16 or float32 at SAMPLE_RATE
 
     @property
     def lengths(self) -> np.ndarray: return np.array([len(x) for x in self.samples])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .audio import in_threads, read_audio, resample, unusable
+from .audio import as_float, hear, in_threads
 from .config import LABELS, BadInput, check_choice
 from .corpora import AUDIO, COLUMNS, READERS, Corpus, check_table, find_files, leads_out, read_corpus, read_label_map, released, shipped
 from .duplicates import clips, sketch
@@ -25,12 +25,10 @@ def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and w
     "What can be known of a recording by reading it."
     try:
         with open(path, 'rb') as file: sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-        samples, rate = read_audio(path)
+        heard = hear(path)
     except (BadInput, OSError) as err: return dict(wrong=('unreadable', str(err).removeprefix(f'{path}: ')))
-    facts = dict(sha256=sha256, seconds=len(samples) / rate, rate=rate, wrong=unusable(samples, rate))
-    if facts['wrong']: return facts
-    clipped = float((np.abs(samples) >= .999).mean())
-    return dict(**facts, clipped=clipped, sketch=sketch(resample(samples, rate)))
+    facts = dict(sha256=sha256, seconds=heard.frames / heard.rate, rate=heard.rate, wrong=heard.wrong)
+    return facts if heard.wrong else dict(**facts, clipped=heard.clipped, sketch=sketch(as_float(heard.samples)))
 
 # %% ../nbs/08_verify.ipynb #aa74661e
 def tails(paths: pd.Series, # of a release
