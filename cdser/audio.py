@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATES', 'BLOCK', 'READ', 'WIDTHS', 'TRIMMED', 'LONGEST', 'SHORTEST', 'SILENCE', 'LOUDEST', 'CLIPPING', 'Segment',
-           'WHOLE', 'ROUNDING', 'GROUP', 'AHEAD', 'TOGETHER', 'FORMAT', 'WAITING', 'named', 'is_short', 'Forward',
-           'opened', 'as_float', 'is_exact', 'read_blocks', 'resampling_filter', 'resample', 'resample_blocks', 'Heard',
-           'hear_next', 'frames_in', 'frames_of', 'hear_one', 'hear_each', 'hear', 'read_audio', 'decode_each',
-           'decode', 'load_audio', 'in_groups', 'in_threads', 'listed', 'decoded', 'seal', 'check_store', 'AudioStore',
+           'WHOLE', 'ROUNDING', 'GROUP', 'AHEAD', 'TOGETHER', 'FORMAT', 'WAITING', 'named', 'Forward', 'opened',
+           'as_float', 'is_exact', 'read_blocks', 'resampling_filter', 'resample', 'resample_blocks', 'Heard',
+           'hear_next', 'frames_of', 'hear_one', 'hear_each', 'hear', 'read_audio', 'decode_each', 'decode',
+           'load_audio', 'in_groups', 'in_threads', 'listed', 'decoded', 'seal', 'check_store', 'AudioStore',
            'write_samples', 'write_store', 'check_segments', 'check_limit', 'store_key', 'digest_files', 'make_store',
            'open_store']
 
@@ -40,14 +40,10 @@ def named(path: Path) -> str: # on one line
     "A path as messages name it."
     return str(path) if str(path).isprintable() else shown(path)
 
-def is_short(sound: sf.SoundFile, extent: Extent) -> bool:
-    "Whether the decoder would stop before the end of what the file holds."
-    if extent.size is not None and sound.subtype in WIDTHS: return sound.frames < extent.size // (WIDTHS[sound.subtype] * sound.channels)
-    return extent.samples is not None and sound.frames < extent.samples - (TRIMMED if sound.format == 'MP3' and not extent.put else 0)
-
 class Forward(sf.SoundFile):
     "A file that is read straight on. soundfile seeks after each read, and codecs begin anew when they seek."
-    place = 0 # the frame that is read next
+    place = 0                # the frame that is read next
+    held: int | None = None  # how many frames there are; None: not known
 
     @property
     def can_jump(self) -> bool:
@@ -55,6 +51,15 @@ class Forward(sf.SoundFile):
         return super().seekable() and self.format not in ('MP3', 'OGG')
 
     def seekable(self) -> bool: return False
+
+    def is_short(self, extent: Extent) -> bool:
+        "Whether the decoder would stop before the end of what the file holds. Sets `held`."
+        self.held = self.frames if self.frames < 2**62 else None # beyond: not known
+        if extent.size is not None and self.subtype in WIDTHS:
+            there = extent.size // (WIDTHS[self.subtype] * self.channels)
+            self.held = min(self.frames, there) # a decoder may take padding for samples
+            return self.frames < there
+        return extent.samples is not None and self.frames < extent.samples - (TRIMMED if self.format == 'MP3' and not extent.put else 0)
 
     def read(self, frames: int, dtype: str = 'float32') -> np.ndarray: # (frames or fewer, channels)
         block = super().read(frames, dtype, always_2d=True)
@@ -77,14 +82,14 @@ def opened(path: Path) -> Iterator[Forward]:
             if not os.fstat(file.fileno()).st_size: raise BadInput(f'{name}: the file is empty (0 bytes); copy it again')
             extent = examine(file)
             os.lseek(file.fileno(), 0, os.SEEK_SET)
-            sound = Forward(file.fileno(), closefd=False)
-            if extent.put and is_short(sound, extent):
+            def decoder(mend): return Forward(io.BufferedReader(Patched(file, extent), 2**16) if mend else file.fileno(), closefd=False)
+            sound = decoder(bool(extent.put) and extent.size is not None)
+            if extent.put and sound.is_short(extent) and extent.size is None:
                 sound.close()
-                sound = Forward(io.BufferedReader(Patched(file, extent), 2**16))
-                if sound.format == 'MP3': extent = Extent(None, extent.samples - TRIMMED)
+                sound, extent = decoder(True), Extent(None, extent.samples - TRIMMED)
             with sound:
                 if sound.format not in READ: raise BadInput(f'{name}: is {sound.format_info}; convert it to WAV or FLAC')
-                if is_short(sound, extent): raise BadInput(f'{name}: its header says less than it holds; export it again')
+                if sound.is_short(extent): raise BadInput(f'{name}: its header says less than it holds; export it again')
                 if not RATES[0] <= sound.samplerate <= RATES[1]:
                     raise BadInput(f'{name}: its header says {sound.samplerate} Hz; expected {RATES[0]} to {RATES[1]} Hz')
                 yield sound
@@ -196,10 +201,6 @@ Segment = tuple[float, float] # start and end in seconds; NaN twice: the whole r
 WHOLE = (math.nan, math.nan)
 ROUNDING = .01 # seconds by which an end may lie beyond the audio, since tables are rounded
 
-def frames_in(sound: sf.SoundFile) -> int | None: # None: not known
-    "How long a recording says it is."
-    return sound.frames if sound.frames < 2**62 else None
-
 def frames_of(segment: Segment, max_seconds: float | None, rate: int, known: int | None) -> tuple[int, int, int]:
     "First frame, how many are wanted, and how many must be there. Raises `BadInput` where that is not in the recording, or too long."
     start, end = segment
@@ -217,7 +218,7 @@ def frames_of(segment: Segment, max_seconds: float | None, rate: int, known: int
 
 def hear_one(sound: Forward, segment: Segment, max_seconds: float | None) -> Heard:
     "Read a segment of an opened recording. Raises `BadInput`, not naming the file, where it is not there."
-    first, wanted, must = frames_of(segment, max_seconds, sound.samplerate, frames_in(sound))
+    first, wanted, must = frames_of(segment, max_seconds, sound.samplerate, sound.held)
     sound.skip_to(first)
     heard = hear_next(sound, wanted)
     if heard.frames < must: raise BadInput('truncated, it ends before its header says; copy it again')
@@ -226,7 +227,7 @@ def hear_one(sound: Forward, segment: Segment, max_seconds: float | None) -> Hea
     return heard
 
 def hear_each(path: Path,
-              segments: list[Segment] = [WHOLE],
+              segments: tuple[Segment, ...] | list[Segment] = (WHOLE,),
               max_seconds: float | None = None, # of each; what is later is not read
              ) -> list[Heard | BadInput]:       # in their order
     "Read segments of a recording; what is wrong with one is returned. Raises `BadInput` where the recording cannot be read at all."
@@ -254,7 +255,7 @@ def read_audio(path: Path,
               ) -> tuple[np.ndarray, int]:       # (samples,) float32, the mean over channels; and the rate in Hz
     "A recording at its own rate. Raises `BadInput` as `hear` does."
     with opened(path) as sound:
-        try: _, wanted, must = frames_of(WHOLE, max_seconds, sound.samplerate, frames_in(sound))
+        try: _, wanted, must = frames_of(WHOLE, max_seconds, sound.samplerate, sound.held)
         except BadInput as err: raise BadInput(f'{named(path)}: {err}') from err
         blocks, rate = [as_float(block) for block in read_blocks(sound, wanted)], sound.samplerate
     samples = np.concatenate([np.zeros(0, np.float32), *blocks])
