@@ -9,7 +9,6 @@ Then stores of 1, 10 and 100 hours are opened. Writes benchmarks/results/data_pa
 """
 import argparse
 import io
-import json
 import os
 import tempfile
 import time
