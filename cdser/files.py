@@ -172,7 +172,8 @@ def content_digests(paths: list[Path],
             Path(keep).parent.mkdir(parents=True, exist_ok=True)
             write_file(keep, f'{hashlib.sha256(text.encode()).hexdigest()}\n{text}')
         except (OSError, BadInput): pass # a folder that cannot be written to costs time, nothing else
-    return [(known | made).get(name, '') for name in names]
+    found = known | made
+    return [found.get(name, '') for name in names]
 
 # %% ../nbs/00_files.ipynb #bb8e1f9b
 def watch_parent(parent: int) -> None: # its process number

@@ -44,10 +44,12 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root, label_map)
     check_apart('runs_dir', runs_dir, corpus.root)
     audio = Path(runs_dir) / 'audio'
-    files = content_digests(corpus.paths, audio / 'digests' / f'{content_hash(os.path.realpath(corpus.root))}.json')
+    digests = content_digests(list(dict.fromkeys(corpus.paths)), audio / 'digests' / f'{content_hash(os.path.realpath(corpus.root))}.json')
+    by_path = dict(zip(dict.fromkeys(corpus.paths), digests))
+    files = [by_path[path] for path in corpus.paths]
     file = corpus.root / 'split.csv'
     frozen = read_split(file, corpus.table) if file.is_file() else None
-    return Recordings(corpus, open_store(audio / name, corpus.paths, max_seconds), files, frozen)
+    return Recordings(corpus, open_store(audio, corpus.paths, max_seconds, corpus.segments, files), files, frozen)
 
 # %% ../nbs/23_parts.ipynb #0eb73448
 def check_pair(source: Recordings, target: Recordings) -> None:

@@ -285,7 +285,7 @@ CHUNK = 1600 # seconds of audio that are decoded before they are recognised
 @dataclass(frozen=True)
 class InMemory:
     "Decoded recordings that are wanted once, in the place of a store."
-    samples: list[np.ndarray] # each (samples,) int16 at SAMPLE_RATE
+    samples: list[np.ndarray] # each (samples,) int16 or float32 at SAMPLE_RATE
 
     @property
     def lengths(self) -> np.ndarray: return np.array([len(x) for x in self.samples])
