@@ -20,7 +20,6 @@ from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
-from transformers import Wav2Vec2Model
 from transformers.utils import logging as transformers_logging
 from .audio import decoded
 from .checkpoints import Checkpoints
@@ -64,7 +63,7 @@ def measure(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, p
                 train_seconds=history.seconds.sum(), throughput=history.audio_seconds.sum() / history.seconds.sum())
 
 # %% ../nbs/30_runs.ipynb #0b43a029
-def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, device: str, encoder: str) -> None:
+def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, device: str, encoder: str) -> str: # its id
     "Give `model` the encoder that a self-supervised warm start makes of the training recordings, from the store where it is there."
     heard = [(corpus.store, corpus.rows) for corpus in parts.training]
     decided = dict(encoder=encoder, code=code_digest(), epochs=e.warm_start, objective=e.objective, seed=e.seed,
@@ -79,8 +78,8 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
                 history.to_csv(draft / 'history.csv', index=False)
                 backbone.cpu().save_pretrained(draft / 'model')
             store.add(id, write)
-    warm = store[id].checked('model')
-    model.encoder.backbone.load_state_dict(Wav2Vec2Model.from_pretrained(warm).state_dict())
+    model.encoder.backbone.load_state_dict(load_backbone(str(store[id].checked('model'))).state_dict())
+    return id
 
 # %% ../nbs/30_runs.ipynb #c1f44ffd
 @contextmanager
@@ -158,12 +157,12 @@ def run_id(e: Experiment, source: Recordings, target: Recordings, device: str = 
 def compute(planned: Planned, checkpoints: Checkpoints, runs_dir: Path, device: str, progress: bool): # what writes the run's files
     "Train and test. Raises `Diverged`."
     e, parts, model = planned.experiment, planned.parts, planned.build()
-    if e.warm_start: warm_up(model, e, parts, runs_dir, device, planned.identity['encoder'])
+    warm = warm_up(model, e, parts, runs_dir, device, planned.identity['encoder']) if e.warm_start else ''
     history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, parts.steps, device, progress, checkpoints)
     predictions, embeddings = tell(parts, model, device)
     def write(draft: Path):
         config = dict(format=FORMAT, identity=planned.identity, experiment=asdict(e), made_by=made_by(device),
-                      audio=[recordings.store.folder.name for recordings in (planned.source, planned.target)])
+                      audio=[recordings.store.folder.name for recordings in (planned.source, planned.target)], warm_start=warm)
         for name, facts in (('config', config), ('metrics', measure(predictions, history, best_epoch, parts))):
             (draft / f'{name}.json').write_text(json.dumps(facts, indent=1, allow_nan=False))
         history.to_csv(draft / 'history.csv', index=False)
