@@ -9,7 +9,7 @@ __all__ = ['TEXT', 'write_digests', 'Stored', 'Run', 'RunStore', 'by_version', '
 # %% ../nbs/25_store.ipynb #74b35767
 import hashlib, io, json, re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 import numpy as np
@@ -199,7 +199,7 @@ def prune(store: RunStore) -> pd.DataFrame: # a row for each thing that went: wh
     audio, encoders = needed(store)
     gone = []
     for place in (store.folder, store.folder / 'audio', store.folder / 'encoders'):
-        if number := sweep(place): gone.append(('drafts', place.name, 0.))
+        if number := sweep(place): gone.append(('drafts', f'{number} in {place.name}', 0.))
     for path in claims_in(store): gone.append(('claim', path.name, remove_known(path.parent, [path.name]) / 1e6))
     for folder in sorted((store.folder / 'audio').glob('*')):
         if folder.name in audio or not (names := files_of_audio(folder)): continue

@@ -92,7 +92,7 @@ def check_store(store: AudioStore) -> None:
 
 
 def check_frame(table: pd.DataFrame) -> None:
-    assert len(table) and (table.path.map(type) == str).all() and not any(ODD_PATH.search(path) for path in table.path)
+    assert len(table) and table.path.map(lambda path: isinstance(path, str)).all() and not any(ODD_PATH.search(path) for path in table.path)
 
 
 CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, pd.DataFrame: check_frame, dict: check_map, list: check_splits, AudioStore: check_store}
@@ -639,7 +639,7 @@ def numbers_that_are_text(rng, root, i):
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
 
 
-SECONDS = ('', '0', '1', '1.5', '2', '-1', '1e3', 'nan', 'x', '0.0', '99999999', '1e-9')
+TIMES = ('', '0', '1', '1.5', '2', '-1', '1e3', 'nan', 'x', '0.0', '99999999', '1e-9')
 HEADERS = ('path', 'label', 'speaker', 'start', 'end', 'emotion', 'session', 'text_id', 'Speaker', ' label', 'START', 'notes', '', 'label', '\ufeffpath')
 
 
@@ -648,7 +648,7 @@ def parts_and_columns(rng, root, i):
     "Any seconds in start and end; then any columns."
     put_corpus(root / 'mine', WAVES)
     header = ['path', 'label', 'speaker', 'start', 'end'] if i < 80 else [pick(rng, HEADERS) for _ in range(rng.integers(1, 9))]
-    values = dict(path=WAVES[:3], label=LABELS, emotion=LABELS, speaker=('s', 'S', 't ', '03', '3', 'nan'), start=SECONDS, end=SECONDS)
+    values = dict(path=WAVES[:3], label=LABELS, emotion=LABELS, speaker=('s', 'S', 't ', '03', '3', 'nan'), start=TIMES, end=TIMES)
     rows = [tuple(pick(rng, values.get(c, ('', 'x'))) for c in header) for _ in range(rng.integers(1, 5))]
     write_rows(root / 'mine' / 'manifest.csv', [tuple(header), *rows])
     return Case(lambda: load_corpus('mine', root), (root / 'mine' / 'manifest.csv',))
