@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 import pandas as pd
@@ -869,9 +870,7 @@ def import_dataset(saved: Path,             # a folder that `save_to_disk` wrote
                    speaker: str = 'speaker',
                   ) -> pd.DataFrame:        # path, emotion, speaker; and session, gender, text_id where known
     "Write the recordings and a manifest.csv. Raises `BadInput` where something is missing, and leaves nothing behind."
-    try: import datasets # noqa: F401 (whether it is there)
-    except ImportError as err:
-        raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'") from err
+    if find_spec('datasets') is None: raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'")
     saved, folder = as_path('saved', saved), as_path('folder', folder)
     columns = dict(audio=audio, emotion=emotion, speaker=speaker)
     check_component('folder', folder.name)
