@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .audio import as_float, hear, in_threads
+from .audio import as_float, in_threads, read_recording
 from .config import LABELS, BadInput, check_choice
 from .corpora import AUDIO, COLUMNS, READERS, Corpus, check_table, find_files, leads_out, read_corpus, read_label_map, released, shipped
 from .duplicates import clips, sketch
@@ -25,7 +25,7 @@ def examine(path: Path) -> dict: # sha256, seconds, rate, clipped, sketch, and w
     "What can be known of a recording by reading it."
     try:
         with open(path, 'rb') as file: sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-        heard = hear(path)
+        heard = read_recording(path)
     except (BadInput, OSError) as err: return dict(wrong=('unreadable', str(err).removeprefix(f'{path}: ')))
     facts = dict(sha256=sha256, seconds=heard.frames / heard.rate, rate=heard.rate, wrong=heard.wrong)
     return facts if heard.wrong else dict(**facts, clipped=heard.clipped, sketch=sketch(as_float(heard.samples)))
