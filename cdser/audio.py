@@ -453,13 +453,14 @@ def store_key(digests: list[str], max_seconds: float | None = None, segments: np
     parts = None if segments is None else [None if math.isnan(start) else (start, end) for start, end in segments.tolist()]
     return hashlib.sha256(json.dumps([FORMAT, list(digests), parts, max_seconds]).encode()).hexdigest()[:16]
 
-def digest_files(folder: Path, paths: list[Path]) -> dict[Path, str]: # path -> SHA-256
+def digest_files(folder: Path, paths: list[Path]) -> dict[str, str]: # path -> SHA-256
     "Digests of recordings, kept in a folder of stores. Raises `BadInput`, naming those that are not there."
-    paths = list(dict.fromkeys(paths))
-    if absent := [named(path) for path in paths if not os.path.isfile(path)]:
-        raise BadInput(f'{len(absent)} of {len(paths)} recordings: there is no such file; {listed(absent)}')
-    name = hashlib.sha256('\n'.join(map(os.path.abspath, paths)).encode(errors='surrogatepass')).hexdigest()[:16]
-    return dict(zip(paths, content_digests(paths, Path(folder) / 'digests' / f'{name}.json')))
+    names = list(dict.fromkeys(map(str, paths)))
+    name = hashlib.sha256('\n'.join([os.getcwd(), *names]).encode(errors='surrogatepass')).hexdigest()[:16]
+    found = dict(zip(names, content_digests(names, Path(folder) / 'digests' / f'{name}.json')))
+    if absent := [named(path) for path, digest in found.items() if not digest]:
+        raise BadInput(f'{len(absent)} of {len(names)} recordings: there is no such file; {listed(absent)}')
+    return found
 
 # %% ../nbs/01_audio.ipynb #a0d1000f
 WAITING = .2 # seconds between looks at a store that somebody else is making
@@ -468,7 +469,7 @@ def make_store(place: Path, paths: list[Path], max_seconds: float | None, segmen
     "Decode recordings into a store at `place`, unless somebody else is first."
     def unchanged():
         now = digest_files(place.parent, paths)
-        changed = [named(path) for path, digest in zip(paths, digests) if now[path] != digest]
+        changed = [named(path) for path, digest in zip(paths, digests) if now[str(path)] != digest]
         if changed: raise BadInput(f'{changed[0]}: changed while it was read; start again when all recordings are written')
     def write(draft):
         unchanged()
@@ -490,12 +491,12 @@ def open_store(folder: Path,                        # holds any number of stores
                digests: list[str] | None = None,    # the recordings' SHA-256, where they are known
               ) -> AudioStore:
     "The store of these recordings, decoded where nobody has done that. Raises `BadInput` for what is missing, damaged or changing."
-    folder, paths = Path(folder), [Path(path) for path in paths]
+    folder, paths = Path(folder), [path if isinstance(path, Path) else Path(path) for path in paths]
     if not paths: raise BadInput('paths: there are no recordings to open')
     max_seconds, segments = check_limit(max_seconds), check_segments(paths, segments)
     if digests is None:
         known = digest_files(folder, paths)
-        digests = [known[path] for path in paths]
+        digests = [known[str(path)] for path in paths]
     if absent := [named(path) for path, digest in zip(paths, digests, strict=True) if not digest]:
         raise BadInput(f'{len(absent)} of {len(paths)} recordings: there is no such file; {listed(absent)}')
     place = folder / store_key(digests, max_seconds, segments)
