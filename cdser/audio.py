@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RATES', 'BLOCK', 'READ', 'WIDTHS', 'TRIMMED', 'LONGEST', 'SHORTEST', 'SILENCE', 'LOUDEST', 'CLIPPING', 'Segment',
-           'WHOLE', 'ROUNDING', 'GROUP', 'AHEAD', 'TOGETHER', 'FORMAT', 'WAITING', 'named', 'Forward', 'opened',
-           'as_float', 'is_exact', 'read_blocks', 'resampling_filter', 'resample', 'resample_blocks', 'Heard',
-           'hear_next', 'frames_of', 'hear_one', 'hear_each', 'hear', 'read_audio', 'decode_each', 'decode',
-           'load_audio', 'in_groups', 'in_threads', 'listed', 'decoded', 'seal', 'check_store', 'AudioStore',
-           'write_samples', 'write_store', 'check_segments', 'check_limit', 'store_key', 'digest_files', 'make_store',
-           'open_store']
+           'WHOLE', 'ROUNDING', 'GROUP', 'AHEAD', 'TOGETHER', 'FORMAT', 'FILES', 'WAITING', 'named', 'Forward',
+           'opened', 'as_float', 'is_exact', 'read_blocks', 'resampling_filter', 'resample', 'resample_blocks',
+           'Reading', 'read_on', 'frames_of', 'read_segment', 'read_each', 'read_recording', 'read_audio',
+           'decode_each', 'decode', 'load_audio', 'in_groups', 'in_threads', 'listed', 'decoded', 'seal', 'check_store',
+           'AudioStore', 'write_samples', 'write_store', 'check_segments', 'check_limit', 'store_key', 'digest_files',
+           'make_store', 'open_store']
 
 # %% ../nbs/01_audio.ipynb #5c4c79e7
 import hashlib, io, json, math, os, struct, threading, time
@@ -159,7 +159,7 @@ LOUDEST = 1e3  # of full scale; beyond, a floating-point recording is damaged
 CLIPPING = .999 # of full scale
 
 @dataclass(frozen=True)
-class Heard:
+class Reading:
     "What was read of a recording."
     samples: np.ndarray # (samples,) at SAMPLE_RATE: int16 where the recording is just that, float32 elsewhere
     rate: int           # of the recording, in Hz
@@ -175,9 +175,9 @@ class Heard:
         if self.peak > LOUDEST: return 'not finite', f'holds samples {self.peak:.0e} times full scale; export it again'
         if self.peak < SILENCE: return 'silent', 'is silent'
 
-def hear_next(sound: Forward,
+def read_on(sound: Forward,
               frames: int, # how many to read, at most
-             ) -> Heard:
+             ) -> Reading:
     "Read a recording from where it stands, brought to 16 kHz. Nothing but a block and the result is held."
     rate, exact, peak, read, clipped = sound.samplerate, is_exact(sound), 0., 0, 0
     room = math.ceil(min(frames, LONGEST * rate + 1) * SAMPLE_RATE / rate)
@@ -194,7 +194,7 @@ def hear_next(sound: Forward,
         for piece in levels() if rate == SAMPLE_RATE else resample_blocks(levels(), rate):
             samples[done:done + len(piece)] = piece
             done += len(piece)
-    return Heard(samples if done == room else samples[:done].copy(), rate, read, float(peak), clipped / max(read, 1))
+    return Reading(samples if done == room else samples[:done].copy(), rate, read, float(peak), clipped / max(read, 1))
 
 # %% ../nbs/01_audio.ipynb #a0d10004
 Segment = tuple[float, float] # start and end in seconds; NaN twice: the whole recording
@@ -216,20 +216,20 @@ def frames_of(segment: Segment, max_seconds: float | None, rate: int, known: int
     if min(must, wanted) > LONGEST * rate: raise BadInput('lasts more than an hour; cut it into utterances')
     return first, wanted, min(must, wanted)
 
-def hear_one(sound: Forward, segment: Segment, max_seconds: float | None) -> Heard:
+def read_segment(sound: Forward, segment: Segment, max_seconds: float | None) -> Reading:
     "Read a segment of an opened recording. Raises `BadInput`, not naming the file, where it is not there."
     first, wanted, must = frames_of(segment, max_seconds, sound.samplerate, sound.held)
     sound.skip_to(first)
-    heard = hear_next(sound, wanted)
+    heard = read_on(sound, wanted)
     if heard.frames < must: raise BadInput('truncated, it ends before its header says; copy it again')
     if not heard.frames: raise BadInput('holds no samples')
     if heard.frames > LONGEST * heard.rate: raise BadInput('lasts more than an hour; cut it into utterances')
     return heard
 
-def hear_each(path: Path,
+def read_each(path: Path,
               segments: tuple[Segment, ...] | list[Segment] = (WHOLE,),
               max_seconds: float | None = None, # of each; what is later is not read
-             ) -> list[Heard | BadInput]:       # in their order
+             ) -> list[Reading | BadInput]:       # in their order
     "Read segments of a recording; what is wrong with one is returned. Raises `BadInput` where the recording cannot be read at all."
     starts = [0. if math.isnan(start) else start for start, _ in segments]
     found, waiting = [None] * len(segments), sorted(range(len(segments)), key=starts.__getitem__)
@@ -239,21 +239,21 @@ def hear_each(path: Path,
             for i in waiting:
                 if sound.place > round(starts[i] * sound.samplerate) and not sound.can_jump: passed.append(i)
                 else:
-                    try: found[i] = hear_one(sound, segments[i], max_seconds)
+                    try: found[i] = read_segment(sound, segments[i], max_seconds)
                     except BadInput as err: found[i] = BadInput(f'{named(path)}: {err}')
             waiting = passed
     return found
 
-def hear(path: Path, max_seconds: float | None = None, segment: Segment = WHOLE) -> Heard:
+def read_recording(path: Path, max_seconds: float | None = None, segment: Segment = WHOLE) -> Reading:
     "Read a recording, or a segment of it. Raises `BadInput`, naming the file, where it is not whole; whether it is of use is not asked."
-    heard, = hear_each(path, [segment], max_seconds)
+    heard, = read_each(path, [segment], max_seconds)
     if isinstance(heard, BadInput): raise heard
     return heard
 
 def read_audio(path: Path,
                max_seconds: float | None = None, # what is later is not read
               ) -> tuple[np.ndarray, int]:       # (samples,) float32, the mean over channels; and the rate in Hz
-    "A recording at its own rate. Raises `BadInput` as `hear` does."
+    "A recording at its own rate. Raises `BadInput` as `read_recording` does."
     with opened(path) as sound:
         try: _, wanted, must = frames_of(WHOLE, max_seconds, sound.samplerate, sound.held)
         except BadInput as err: raise BadInput(f'{named(path)}: {err}') from err
@@ -266,7 +266,7 @@ def read_audio(path: Path,
 
 def decode_each(path: Path, segments: list[Segment], max_seconds: float | None) -> list[np.ndarray | BadInput]: # (samples,) int16 or float32
     "Segments of a recording as a store keeps them; errors are returned, so that others are found too."
-    try: found = hear_each(path, segments, max_seconds)
+    try: found = read_each(path, segments, max_seconds)
     except BadInput as err: return [err] * len(segments)
     def usable(heard): return BadInput(f'{named(path)}: {heard.wrong[1]}') if heard.wrong else heard.samples
     return [heard if isinstance(heard, BadInput) else usable(heard) for heard in found]
@@ -355,6 +355,7 @@ def decoded(paths: list[Path],
 
 # %% ../nbs/01_audio.ipynb #a0d1000a
 FORMAT = 1 # of stores, and of how recordings become samples
+FILES = ('samples', 'index.npy')
 
 def seal(about: dict) -> str: # 64 hexadecimal digits
     "A digest of what a store says of itself."
@@ -364,19 +365,20 @@ def check_store(folder: Path) -> dict: # what `store.json` says
     "Raise `BadInput`, naming the file, unless a store is what was once written. Nothing is removed: that is left to the user."
     folder, file = Path(folder), Path(folder) / 'store.json'
     def damaged(file, what): return BadInput(f'{file}: {what}; remove the folder {folder}, it is decoded again')
-    try: about = json.loads(file.read_bytes())
+    try:
+        about = json.loads(file.read_bytes())
+        sealed = isinstance(about, dict) and about.get('seal') == seal(about) and set(about.get('files') or ()) == set(FILES)
     except FileNotFoundError as err: raise damaged(file, 'is missing') from err
     except OSError as err: raise BadInput(f'{file}: cannot be read ({err.strerror}); ask whoever wrote it') from err
-    except (ValueError, RecursionError) as err: raise damaged(file, 'is damaged') from err
+    except (ValueError, RecursionError, KeyError, TypeError) as err: raise damaged(file, 'is damaged') from err
     if isinstance(about, dict) and type(about.get('format')) is int and about['format'] > FORMAT:
         raise BadInput(f'{file}: was written by a newer cdser (format {about["format"]}, this one reads {FORMAT}); update cdser')
-    if not isinstance(about, dict) or about.get('seal') != seal(about): raise damaged(file, 'is damaged')
+    if not sealed: raise damaged(file, 'is damaged')
     if about['key'] != folder.name: raise damaged(file, f'belongs to another store, {about["key"]}')
-    wanted = about['files']
-    found = content_digests([folder / name for name in wanted], folder.parent / 'digests' / f'{folder.name}.json')
-    for name, digest in zip(wanted, found):
+    found = content_digests([folder / name for name in FILES], folder.parent / 'digests' / f'{folder.name}.json')
+    for name, digest in zip(FILES, found):
         if not digest: raise damaged(folder / name, 'is missing')
-        if digest != wanted[name]: raise damaged(folder / name, 'is damaged')
+        if digest != about['files'][name]: raise damaged(folder / name, 'is damaged')
     return about
 
 class AudioStore:
@@ -421,7 +423,7 @@ def write_store(draft: Path, recordings: Iterator[np.ndarray], about: dict) -> N
     "Fill an empty folder with a store."
     digest, index = write_samples(draft, recordings)
     np.save(draft / 'index.npy', index)
-    files = {'samples': digest, 'index.npy': hashlib.sha256((draft / 'index.npy').read_bytes()).hexdigest()}
+    files = dict(zip(FILES, (digest, hashlib.sha256((draft / 'index.npy').read_bytes()).hexdigest())))
     about = {'format': FORMAT, **about, 'recordings': index.shape[1], 'files': files, 'digest': hashlib.sha256(repr(files).encode()).hexdigest()[:12]}
     (draft / 'store.json').write_text(json.dumps({**about, 'seal': seal(about)}, indent=1))
 
@@ -451,13 +453,14 @@ def store_key(digests: list[str], max_seconds: float | None = None, segments: np
     parts = None if segments is None else [None if math.isnan(start) else (start, end) for start, end in segments.tolist()]
     return hashlib.sha256(json.dumps([FORMAT, list(digests), parts, max_seconds]).encode()).hexdigest()[:16]
 
-def digest_files(folder: Path, paths: list[Path]) -> dict[Path, str]: # path -> SHA-256
+def digest_files(folder: Path, paths: list[Path]) -> dict[str, str]: # path -> SHA-256
     "Digests of recordings, kept in a folder of stores. Raises `BadInput`, naming those that are not there."
-    paths = list(dict.fromkeys(paths))
-    if absent := [named(path) for path in paths if not os.path.isfile(path)]:
-        raise BadInput(f'{len(absent)} of {len(paths)} recordings: there is no such file; {listed(absent)}')
-    name = hashlib.sha256('\n'.join(map(os.path.abspath, paths)).encode(errors='surrogatepass')).hexdigest()[:16]
-    return dict(zip(paths, content_digests(paths, Path(folder) / 'digests' / f'{name}.json')))
+    names = list(dict.fromkeys(map(str, paths)))
+    name = hashlib.sha256('\n'.join([os.getcwd(), *names]).encode(errors='surrogatepass')).hexdigest()[:16]
+    found = dict(zip(names, content_digests(names, Path(folder) / 'digests' / f'{name}.json')))
+    if absent := [named(path) for path, digest in found.items() if not digest]:
+        raise BadInput(f'{len(absent)} of {len(names)} recordings: there is no such file; {listed(absent)}')
+    return found
 
 # %% ../nbs/01_audio.ipynb #a0d1000f
 WAITING = .2 # seconds between looks at a store that somebody else is making
@@ -466,7 +469,7 @@ def make_store(place: Path, paths: list[Path], max_seconds: float | None, segmen
     "Decode recordings into a store at `place`, unless somebody else is first."
     def unchanged():
         now = digest_files(place.parent, paths)
-        changed = [named(path) for path, digest in zip(paths, digests) if now[path] != digest]
+        changed = [named(path) for path, digest in zip(paths, digests) if now[str(path)] != digest]
         if changed: raise BadInput(f'{changed[0]}: changed while it was read; start again when all recordings are written')
     def write(draft):
         unchanged()
@@ -488,12 +491,12 @@ def open_store(folder: Path,                        # holds any number of stores
                digests: list[str] | None = None,    # the recordings' SHA-256, where they are known
               ) -> AudioStore:
     "The store of these recordings, decoded where nobody has done that. Raises `BadInput` for what is missing, damaged or changing."
-    folder, paths = Path(folder), [Path(path) for path in paths]
+    folder, paths = Path(folder), [path if isinstance(path, Path) else Path(path) for path in paths]
     if not paths: raise BadInput('paths: there are no recordings to open')
     max_seconds, segments = check_limit(max_seconds), check_segments(paths, segments)
     if digests is None:
         known = digest_files(folder, paths)
-        digests = [known[path] for path in paths]
+        digests = [known[str(path)] for path in paths]
     if absent := [named(path) for path, digest in zip(paths, digests, strict=True) if not digest]:
         raise BadInput(f'{len(absent)} of {len(paths)} recordings: there is no such file; {listed(absent)}')
     place = folder / store_key(digests, max_seconds, segments)

@@ -65,7 +65,7 @@ def end_of_audio(file: BinaryIO, begin: int, end: int) -> int:
         else: return end
     raise Incomplete(CUT)
 
-# %% ../nbs/00_intact.ipynb #af0777f8
+# %% ../nbs/00_intact.ipynb #bf3089f6
 @dataclass(frozen=True)
 class Chunks:
     "How a family of containers lists its chunks."
@@ -87,18 +87,22 @@ SLACK = 64 # bytes by which a data chunk may be too long where the whole is as l
 
 def list_chunks(file: BinaryIO, at: int, end: int, family: Chunks) -> tuple[list[tuple[bytes, int, int]], int]:
     "Chunks from a byte on: name, first byte, length; and the byte that begins none. A chunk that leads beyond the end is the last."
-    found, leads_beyond = [], False
+    found, leads_beyond, pad = [], False, 0
     while at + family.width <= end and len(found) < 10_000 and not leads_beyond:
         file.seek(at)
         name, length = struct.unpack(family.fields, file.read(family.width))
         length -= family.width * family.whole
         inside = 0 <= length <= end - at - family.width
-        if name[:4] in FAMILIES or not re.fullmatch(rb'[ -~]{4}', name[:4]): break
-        if not inside and name != family.audio and not KNOWN.fullmatch(name[:4]): break
+        named = name == family.audio or KNOWN.fullmatch(name[:4]) or inside and re.fullmatch(rb'[ -~]{4}', name[:4])
+        if name[:4] in FAMILIES or not named:
+            if not pad: break
+            at, pad = at - pad, 0 # some programs forget it
+            continue
         at += family.width
         found.append((name, at, length))
         if name == family.audio and length == 0: break
-        leads_beyond, at = not inside, min(at + length + -length % family.align, end) if inside else end
+        pad = -length % family.align if inside else 0
+        leads_beyond, at = not inside, min(at + length + pad, end) if inside else end
     return found, at
 
 # %% ../nbs/00_intact.ipynb #e838e497

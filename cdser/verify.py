@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .audio import Heard, as_float, hear_each, in_threads
+from .audio import Reading, as_float, in_threads, read_each
 from .config import LABELS, BadInput, Experiment, check_choice
 from .corpora import AUDIO, COLUMNS, READERS, Corpus, brief, check_table, find_files, leads_out, read_corpus, read_label_map, released, shipped
 from .duplicates import clips, sketch
@@ -28,17 +28,17 @@ def examine(path: Path,
             segments: list[tuple[float, float]] = ((np.nan, np.nan),), # seconds; NaN: all of it
            ) -> list[dict]: # for each: sha256, seconds, rate, clipped, sketch, and wrong: None, or a kind and what it is
     "What can be known of a recording's segments by reading it once."
-    try: sha256, found = content_digest(path), hear_each(path, segments)
+    try: sha256, found = content_digest(path), read_each(path, segments)
     except BadInput as err: return [dict(wrong=('unreadable', str(err).removeprefix(f'{path}: ')))] * len(segments)
-    return [dict(sha256=sha256, **facts_of(heard, path, np.isfinite(end))) for heard, (_, end) in zip(found, segments)]
+    return [dict(sha256=sha256, **facts_of(reading, path, np.isfinite(end))) for reading, (_, end) in zip(found, segments)]
 
-def facts_of(heard: Heard | BadInput, path: Path, part: bool) -> dict: # as of `examine`; part: whether a segment was read
+def facts_of(reading: Reading | BadInput, path: Path, part: bool) -> dict: # as of `examine`; part: whether a segment was read
     "What is known of what was read of a recording."
-    if isinstance(heard, BadInput):
-        why = str(heard).removeprefix(f'{path}: ')
+    if isinstance(reading, BadInput):
+        why = str(reading).removeprefix(f'{path}: ')
         return dict(wrong=('beyond the end' if part and 'behind the recording' in why else 'unreadable', why))
-    facts = dict(seconds=heard.frames / heard.rate, rate=heard.rate, wrong=heard.wrong)
-    return facts if heard.wrong else dict(**facts, clipped=heard.clipped, sketch=sketch(as_float(heard.samples)))
+    facts = dict(seconds=reading.frames / reading.rate, rate=reading.rate, wrong=reading.wrong)
+    return facts if reading.wrong else dict(**facts, clipped=reading.clipped, sketch=sketch(as_float(reading.samples)))
 
 # %% ../nbs/08_verify.ipynb #aa74661e
 def tails(paths: pd.Series, # of a release

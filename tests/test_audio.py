@@ -20,7 +20,7 @@ import soundfile as sf
 import cdser.audio
 import cdser.files
 import cdser.intact
-from cdser.audio import AudioStore, as_float, decode, decode_each, decoded, hear, in_threads, load_audio, open_store, resample, store_key
+from cdser.audio import AudioStore, as_float, decode, decode_each, decoded, in_threads, load_audio, open_store, read_recording, resample, store_key
 from cdser.config import BadInput
 
 RATE = 16_000
@@ -129,6 +129,14 @@ def test_chunks_and_tags_behind_the_audio_do_not_matter(tmp_path):
         for tag in all_of_them: assert np.array_equal(load_audio(put(tmp_path / 'a', whole + tag)), plain)
         front = b'ID3\4\0\0\0\0\0\x20' + bytes(32)
         if kind != 'wav': assert np.array_equal(load_audio(put(tmp_path / 'a', front + whole)), plain)
+
+
+def test_a_pad_that_was_forgotten_does_not_matter(tmp_path):
+    held = io.BytesIO()
+    sf.write(held, sound()[:-1], RATE, format='WAV', subtype='PCM_U8')
+    whole, chunk = held.getvalue()[:44 + 47_999], b'LIST' + struct.pack('<I', 30) + b'INFOISFT' + bytes(22)
+    for content in (whole, whole + bytes(1), whole + chunk, whole + bytes(1) + chunk):
+        assert len(load_audio(put(tmp_path / 'a.wav', content))) == 47_999
 
 
 def test_an_mp3_without_a_count_is_read_to_its_end(tmp_path):
@@ -501,6 +509,6 @@ def test_what_is_heard_of_a_recording_is_what_verify_asks(tmp_path):
     x = sound()
     x[:100] = 1.
     sf.write(tmp_path / 'a.wav', np.repeat(x, 3), 48_000)
-    heard = hear(tmp_path / 'a.wav')
+    heard = read_recording(tmp_path / 'a.wav')
     assert (heard.rate, heard.frames, heard.wrong) == (48_000, 9 * RATE, None) and heard.clipped == pytest.approx(300 / (9 * RATE))
     assert isinstance(AudioStore(open_store(tmp_path / 'stores', [tmp_path / 'a.wav']).folder), AudioStore)
