@@ -49,7 +49,8 @@ def silent_store(place: Path, lengths: np.ndarray, max_seconds: float | None) ->
     "A store as decoding leaves it, of so many 16-bit samples each, all zero: as large as a real one, but sparse."
     place.mkdir(parents=True)
     sizes = 2 * lengths + 2 * lengths % 4
-    np.save(place / 'index.npy', np.stack([np.cumsum([0, *sizes[:-1]]), lengths, np.full(len(lengths), 2)]).astype(np.int64))
+    index = np.cumsum([0, *sizes[:-1]]), lengths, np.full(len(lengths), 2), np.arange(len(lengths))
+    np.save(place / 'index.npy', np.stack(index).astype(np.int64))
     with open(place / 'samples', 'wb') as file: file.truncate(int(sizes.sum()))
     files = {}
     for name in ('samples', 'index.npy'):

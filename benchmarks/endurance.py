@@ -27,6 +27,7 @@ from cdser.runs import grid
 from cdser.synthetic import write_studios
 from side_by_side import RESULTS, about, record
 
+SHARED = Path('/dev', 'shm')
 EVERY = 10    # seconds
 SETTLED = .15 # share of the time after which slopes are taken
 KINDS = {'memory of the process, MB': 'memory', 'memory of its workers, MB': 'workers', 'open files': 'files', 'threads': 'threads',
@@ -50,7 +51,7 @@ def look(start: float, store: Path) -> dict:
     for child in children:
         try: held.append(child.memory_info().rss / 1e6)
         except psutil.Error: pass
-    shared = [name for name in os.listdir('/dev/shm') if 'joblib' in name or 'loky' in name or 'torch' in name] if Path('/dev/shm').is_dir() else []
+    shared = [path for path in SHARED.glob('*') if any(word in path.name for word in ('joblib', 'loky', 'torch'))]
     return dict(seconds=round(time.time() - start, 1), memory=me.memory_info().rss / 1e6, workers=sum(held), files=me.num_fds(),
                 threads=me.num_threads(), processes=len(children), shared=len(shared), beside=beside_runs(store))
 

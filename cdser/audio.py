@@ -386,7 +386,8 @@ class AudioStore:
     def __init__(self, folder: Path): # one that `open_store` made
         self.folder = Path(folder)
         self.about = check_store(self.folder)
-        self.begins, self.lengths, self.widths = np.load(self.folder / 'index.npy') # (n,) int64 each: first byte, samples, bytes a sample
+        # (n,) int64 each: first byte, samples, bytes a sample, and a number that is equal where two recordings hold the same samples
+        self.begins, self.lengths, self.widths, self.contents = np.load(self.folder / 'index.npy')
 
     def __reduce__(self): return AudioStore, (self.folder,) # a worker process maps the file itself
 
@@ -406,7 +407,7 @@ class AudioStore:
         return self.views[width][begin:begin + int(self.lengths[i])]
 
 # %% ../nbs/01_audio.ipynb #a0d1000c
-def write_samples(draft: Path, recordings: Iterator[np.ndarray]) -> tuple[str, np.ndarray]: # its digest; and (3, n) int64, the index
+def write_samples(draft: Path, recordings: Iterator[np.ndarray]) -> tuple[str, np.ndarray]: # its digest; and (4, n) int64, the index
     "Fill the file of samples; each recording begins at a multiple of four bytes."
     hashed, index, at = hashlib.sha256(), [], 0
     with open(draft / 'samples', 'wb') as file:
@@ -415,7 +416,8 @@ def write_samples(draft: Path, recordings: Iterator[np.ndarray]) -> tuple[str, n
             content = samples.data if samples.nbytes % 4 == 0 else samples.tobytes() + bytes(-samples.nbytes % 4)
             file.write(content)
             hashed.update(content)
-            index.append((at, len(samples), samples.itemsize))
+            content_number = int.from_bytes(hashlib.sha256(samples.data).digest()[:8], 'little', signed=True)
+            index.append((at, len(samples), samples.itemsize, content_number))
             at += samples.nbytes + -samples.nbytes % 4
     return hashed.hexdigest(), np.array(index, np.int64).T
 

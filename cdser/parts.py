@@ -54,10 +54,12 @@ def open_recordings(name: str,         # of the corpus
 # %% ../nbs/23_parts.ipynb #0eb73448
 def check_pair(source: Recordings, target: Recordings) -> None:
     "Raise `BadInput` where a recording is in both corpora."
-    both = set(source.files) & set(target.files) - {''}
-    if not both: return
-    one, other = (corpus.corpus.names[corpus.files.index(min(both))] for corpus in (source, target))
-    raise BadInput(f'target: {len(both)} recordings of {target.corpus.name} are in {source.corpus.name}, too, such as {other} ({one}); '
+    same = np.isin(target.files, source.files) | np.isin(target.store.contents, source.store.contents)
+    if not same.any(): return
+    at = int(same.argmax())
+    there = int(((np.array(source.files) == target.files[at]) | (source.store.contents == target.store.contents[at])).argmax())
+    one, other = source.corpus.names[there], target.corpus.names[at]
+    raise BadInput(f'target: {same.sum()} recordings of {target.corpus.name} are in {source.corpus.name}, too, such as {other} ({one}); '
                    'their labels would be trained on, so keep each in one corpus')
 
 # %% ../nbs/23_parts.ipynb #8d8d134b
