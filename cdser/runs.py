@@ -29,7 +29,7 @@ from .corpora import write_csv
 from .encoder import encoder_digest, load_backbone
 from .evaluate import recalls, uar, war
 from .files import watch_parent, write_file, writing
-from .identity import FORMAT, code_digest, identify, made_by
+from .identity import FORMAT, code_digest, identify, made_by, precision
 from .model import Recogniser, build, save_stock
 from .parts import Parts, Recordings, make_parts, open_recordings
 from .store import Run, RunStore
@@ -68,7 +68,7 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
     "Give `model` the encoder that a self-supervised warm start makes of the training recordings, from the store where it is there."
     heard = [(corpus.store, corpus.rows) for corpus in parts.training]
     decided = dict(encoder=encoder, code=code_digest(), epochs=e.warm_start, objective=e.objective, seed=e.seed,
-                   frozen=e.freeze_front_end, audio=[[store.digest, rows.tolist()] for store, rows in heard])
+                   frozen=e.freeze_front_end, precision=precision(device), audio=[[store.digest, rows.tolist()] for store, rows in heard])
     store, id = RunStore(Path(runs_dir) / 'encoders'), content_hash(decided)
     with claimed(store, id):
         if id not in store:
@@ -264,7 +264,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     def row(run):
         e, m = run.experiment, run.metrics
         kept = {name: m[name] for name in ('validated_on', 'uar', 'war', 'best_epoch', 'train_seconds', 'throughput')}
-        kept['processor'] = run.config['made_by']['processor']
+        kept['processor'] = run.processor
         return dict(id=run.id, source=e.source, target=e.target, setup=e.setup, shots=e.shots if SETUPS[e.setup].shots else 0, method=describe(e),
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])
