@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'DECIDING', 'APART', 'LOADED', 'FORMAT', 'idle_fields', 'deciding', 'structure', 'imported', 'bound',
-           'definitions', 'source', 'reachable', 'digest_of_code', 'sources', 'code_digest', 'precision', 'identify',
-           'processor', 'versions', 'made_by']
+           'definitions', 'meanings', 'source', 'reachable', 'digest_of_code', 'sources', 'code_digest', 'precision',
+           'identify', 'processor', 'versions', 'made_by']
 
 # %% ../nbs/24_identity.ipynb #90e36851
 import ast, platform, re
@@ -69,6 +69,11 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt | tuple[str, str]]: # na
         elif '__all__' not in names: found[f'#{i}'] = node
     return found
 
+@lru_cache(maxsize=64)
+def meanings(text: str) -> dict[str, ast.stmt | tuple[str, str]]: # as of `definitions`
+    "The same of a module's text."
+    return definitions(ast.parse(text))
+
 SOURCES = Path(find_spec('cdser.config').origin).parent # where the package lies
 
 def source(module: str) -> str:
@@ -85,7 +90,7 @@ def reachable(start: tuple[tuple[str, str], ...], # (module, name)
         module, name = waiting.pop()
         if {module, f'{module}.{name}'} & apart: continue
         if module not in known:
-            known[module] = definitions(ast.parse(read(module)))
+            known[module] = meanings(read(module))
             waiting += [(module, other) for other in known[module] if other.startswith('#')]
         node = known[module].get(name)
         if node is None or (module, name) in found: continue
@@ -97,7 +102,7 @@ def reachable(start: tuple[tuple[str, str], ...], # (module, name)
     return found
 
 # %% ../nbs/24_identity.ipynb #63dc0ed4
-DECIDING = (('audio', 'open_store'), ('parts', 'open_recordings'), ('config', 'as_weights'),
+DECIDING = (('audio', 'open_store'), ('parts', 'open_recordings'), ('parts', 'make_parts'), ('config', 'as_weights'),
             ('runs', 'compute'), ('runs', 'quiet_and_on_one_thread')) # what a run's numbers come from
 APART = frozenset({'files', 'store', 'identity', 'corpora.load_corpus'}) # what they read and keep counts by its content
 
