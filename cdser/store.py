@@ -72,6 +72,7 @@ class Stored:
         if not os.path.lexists(self.folder / 'digests.json'):
             self.refuse('digests.json', 'is missing, so this is no whole run of this version')
         content = self.read('digests.json', LONGEST)
+        if len(content) > LONGEST: self.refuse('digests.json', f'has more than {LONGEST} bytes')
         try: found = parse(content)
         except ValueError as err: self.refuse('digests.json', f'is damaged ({shown(err)})', err)
         for name, entry in found.items():
