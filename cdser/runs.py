@@ -72,7 +72,7 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
     store, id = RunStore(Path(runs_dir) / 'encoders'), content_hash(decided)
     with claimed(store, id):
         if id not in store:
-            backbone = build(e).encoder.backbone.to(device)
+            backbone = build(e, encoder).encoder.backbone.to(device)
             history = warm_start(backbone, heard, e.objective, epochs=e.warm_start, seed=e.seed, device=device, progress=False)
             def write(draft: Path):
                 (draft / 'config.json').write_text(json.dumps(dict(format=FORMAT, identity=decided, made_by=made_by(device)), indent=1))
@@ -120,17 +120,13 @@ class Planned:
     target: Recordings
     parts: Parts
     identity: dict # its hash is the id
-    kept: Path     # where the digests of the encoder's files are kept
 
     @property
     def id(self) -> str: return content_hash(self.identity)
 
     def build(self) -> Recogniser:
         "The model with its first weights. Raises `BadInput` where the encoder has changed since it was looked at."
-        model = build(self.experiment)
-        if encoder_digest(self.experiment.encoder, self.kept) != self.identity['encoder']:
-            raise BadInput(f'encoder: {self.experiment.encoder} was changed while it was read; start again')
-        return model
+        return build(self.experiment, self.identity['encoder'])
 
 def plan_run(e: Experiment,
              corpora_root: Path,
@@ -148,7 +144,7 @@ def plan_run(e: Experiment,
     kept = Path(runs_dir) / 'encoders' / 'digests' / f'{content_hash(os.path.realpath(e.encoder))}.json'
     if ('encoder', e.encoder) not in opened: opened['encoder', e.encoder] = encoder_digest(e.encoder, kept)
     identity = identify(e, source, target, opened['encoder', e.encoder], device)
-    return Planned(e, source, target, make_parts(e, source, target), identity, kept)
+    return Planned(e, source, target, make_parts(e, source, target), identity)
 
 def run_id(e: Experiment, source: Recordings, target: Recordings, device: str = 'cpu') -> str: # 12 hexadecimal digits
     "The name of a run: a hash of all that decides it."
@@ -207,7 +203,9 @@ def make_run(planned: Planned, store: RunStore, runs_dir: Path, device: str, pro
         checkpoints = store.checkpoints(planned.id)
         with quiet_and_on_one_thread(device):
             try: write = compute(planned, checkpoints, runs_dir, device, progress)
-            except Diverged as err: raise report_divergence(planned, err, runs_dir, device) from err
+            except Diverged as err:
+                checkpoints.clear()
+                raise report_divergence(planned, err, runs_dir, device) from err
             store.add(planned.id, write)
         checkpoints.clear()
     return True
