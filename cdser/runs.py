@@ -10,7 +10,7 @@ __all__ = ['ROLES', 'CHUNK', 'tell', 'measure', 'warm_up', 'quiet_and_on_one_thr
 # %% ../nbs/30_runs.ipynb #df015f2d
 import json, os, time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -85,13 +85,20 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
 # %% ../nbs/30_runs.ipynb #c1f44ffd
 @contextmanager
 def quiet_and_on_one_thread(device: str) -> Iterator[None]:
-    "One thread on a CPU and no bars of transformers, for as long as it lasts."
+    "One thread on a CPU, no bars of transformers, and torch as it comes, for as long as it lasts; then all is as it was."
     threads, bars = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
+    default = torch.get_default_dtype()
     try:
         if device == 'cpu': torch.set_num_threads(1)
         transformers_logging.disable_progress_bar()
-        yield
+        torch.set_default_dtype(torch.float32)
+        plain = [torch.autocast(kind, enabled=False) for kind in dict.fromkeys(('cpu', device))]
+        with ExitStack() as stack:
+            for one in (torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]), *plain):
+                stack.enter_context(one)
+            yield
     finally:
+        torch.set_default_dtype(default)
         torch.set_num_threads(threads)
         if bars: transformers_logging.enable_progress_bar()
 
@@ -228,7 +235,8 @@ def grid(experiments: list[Experiment],
     device, store, opened = best_device(device), RunStore(runs_dir), {}
     planned = [plan_run(e, corpora_root, runs_dir, device, label_map, opened) for e in experiments]
     missing = {p.id: p.experiment for p in planned if p.id not in store}
-    for name in {e.encoder for e in missing.values()}: load_backbone(name)
+    with quiet_and_on_one_thread(device):
+        for name in {e.encoder for e in missing.values()}: load_backbone(name)
     at_a_time = workers or (cpu_count() if device == 'cpu' else 1)
     run_missing(missing, store, at_a_time, (corpora_root, runs_dir, device, label_map))
     return [store.get(p.id, p.experiment) for p in planned]

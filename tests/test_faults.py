@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from cdser.encoder import NANO
 from cdser.runs import RunStore, fit, grid, recognise, records
 from cdser.train import Diverged
 from kills import digests, leftovers
-from tiny import OTHER, TINY, id_of, prepared
+from tiny import OTHER, TINY, id_of, ids, prepared
 
 LONGER = replace(TINY, epochs=3, epoch_steps=3)
 
@@ -74,6 +75,7 @@ def nothing_half_written(folder: Path) -> bool:
 
 @contextmanager
 def files_up_to(size: int): # bytes
+    ids() # which are made first
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try: yield
@@ -97,7 +99,7 @@ def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monk
         assert digests(run(LONGER, runs_dir).folder) == undisturbed
 
 
-@pytest.mark.parametrize('what', ['np.save', 'save_stock', 'write_csv', 'json.dumps', 'write_digests'])
+@pytest.mark.parametrize('what', ['np.save', 'save_stock', 'write_digests'])
 def test_no_room_for_a_run_loses_no_training(runs_dir, monkeypatch, steps, undisturbed, what):
     monkeypatch.setattr(Checkpoints, 'due', True)
     place = {'np.save': 'numpy.save', 'write_digests': 'cdser.store.write_digests'}.get(what, f'cdser.runs.{what}')
@@ -334,7 +336,7 @@ def test_a_loss_that_is_no_number_names_its_batch_and_can_be_seen_again(runs_dir
     facts = json.loads(file.read_text())
     assert str(file) in said and facts['batch'] and all((corpora() / name).is_file() for name in facts['batch'])
     assert all(name in said for name in facts['batch'][:3]) and (facts['epoch'], facts['step']) == (1, 2)
-    assert not RunStore(runs_dir).runs() and not leftovers(runs_dir) and facts['made_by']['versions']['torch'] == torch.__version__
+    assert not RunStore(runs_dir).runs() and not leftovers(runs_dir) and facts['made_by']['versions']['torch'] == version('torch')
     again = from_dict(facts['experiment'])
     assert again == LONGER
     file.unlink()
@@ -391,8 +393,7 @@ WAYS = {'fit': lambda runs_dir: run(TINY, runs_dir), 'a run that is there': lamb
         'records': lambda runs_dir: records(RunStore(prepared() / 'runs').runs())}
 
 
-@pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('threads, bars', [(1, False), (2, True)])
+@pytest.mark.parametrize('way, threads, bars', [('fit', 1, False), *((way, 2, True) for way in WAYS)])
 def test_the_callers_world_is_as_it_was(runs_dir, way, threads, bars):
     kept = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
     torch.set_num_threads(threads)
@@ -408,9 +409,6 @@ def test_the_callers_world_is_as_it_was(runs_dir, way, threads, bars):
     assert {name for name in before if after[name] != before[name]} == set()
 
 
-ODDITIES = {'gradients off': torch.no_grad, 'inference': torch.inference_mode}
-
-
 @contextmanager
 def float64():
     torch.set_default_dtype(torch.float64)
@@ -418,8 +416,7 @@ def float64():
     finally: torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize('world', [torch.no_grad, torch.inference_mode, float64, lambda: torch.autocast('cpu', torch.bfloat16),
-                                   lambda: torch.random.fork_rng()])
+@pytest.mark.parametrize('world', [torch.no_grad, torch.inference_mode, float64, lambda: torch.autocast('cpu', torch.bfloat16)])
 def test_the_callers_world_changes_no_bit(runs_dir, world):
     with world(): there = run(TINY, runs_dir)
     assert digests(there.folder) == digests(prepared() / 'runs' / id_of(TINY))
