@@ -9,7 +9,7 @@ __all__ = ['LONGEST', 'TEXT', 'NUMBERS', 'write_digests', 'parse', 'read_regular
 # %% ../nbs/25_store.ipynb #74b35767
 import errno, hashlib, io, json, os, re, stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 import numpy as np
@@ -135,7 +135,7 @@ class Run(Stored):
         except BadInput as err: self.refuse('config.json', str(err), err)
         identity = self.config['identity']
         decided = identity.get('experiment') if isinstance(identity, dict) else None
-        said = parse(json.dumps(asdict(stored)).encode())
+        said = parse(json.dumps(vars(stored)).encode())
         if not isinstance(decided, dict) or any(said.get(name) != value for name, value in decided.items()):
             self.refuse('config.json', 'is of another experiment than its identity')
         return self.asked or stored
