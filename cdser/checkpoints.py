@@ -6,9 +6,10 @@
 __all__ = ['SHARE', 'SOONEST', 'Checkpoints', 'to_json', 'from_json']
 
 # %% ../nbs/18_checkpoints.ipynb #4d2459fc
-import hashlib, json, math, time, warnings
+import hashlib, json, math, re, time, warnings
 from pathlib import Path
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from .config import BadInput
@@ -37,7 +38,7 @@ class Checkpoints:
              tensors: dict[str, Tensor], # copied to the CPU
              facts: dict,                # anything that JSON can write
             ) -> None:
-        "Write a checkpoint in the place of the last. Where there is no room, the training goes on without, and a warning says so."
+        "Write a checkpoint in the place of the last. Where there is no room, a warning says so, and the last one stays."
         start = time.perf_counter()
         header = {'facts': json.dumps(dict(about=self.about, **facts), allow_nan=False)}
         content = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, header)
@@ -45,35 +46,44 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_file(path, content)
-            for other in self.files():
+            for other in [*self.files(), *self.torn()]:
                 if other != path: other.unlink(missing_ok=True)
         except (BadInput, OSError) as err:
             warnings.warn(f'no checkpoint can be written, so the training goes on without: {err}', stacklevel=2)
-            self.folder = None
         self.last = time.perf_counter()
         self.took = self.last - start
 
     def files(self) -> list[Path]: # the latest first
         "The checkpoints that are there: one, or two where a process died between writing and removing."
         if self.folder is None or not self.folder.is_dir(): return []
-        found = [path for path in self.folder.glob('*.safetensors') if len(path.stem) == 64 and not path.name.startswith('.')]
+        named = [path for path in self.folder.iterdir() if re.fullmatch(r'[0-9a-f]{64}\.safetensors', path.name)]
+        found = [path for path in named if path.is_file() and not path.is_symlink()]
         return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+    def torn(self) -> list[Path]:
+        "What processes left that were killed while they wrote; whoever holds the claim to a training is alone here."
+        if self.folder is None or not self.folder.is_dir(): return []
+        return [path for path in self.folder.iterdir() if re.fullmatch(r'\.[0-9a-f]{64}\.safetensors-[0-9a-f]{8}', path.name)]
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None: # tensors on the CPU, facts; None: nothing to go on from
         "The latest checkpoint that is whole and of this training."
         for path in self.files():
-            content = path.read_bytes()
+            try: content = path.read_bytes()
+            except (OSError, MemoryError): continue
             if hashlib.sha256(content).hexdigest() != path.stem: continue # not whole
-            try: facts = json.loads(json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])['__metadata__']['facts'])
-            except (KeyError, ValueError): continue
-            if facts.pop('about', None) == self.about: return load(content), facts
+            try:
+                header = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
+                facts = json.loads(header['__metadata__']['facts'])
+                if facts.pop('about', None) == self.about: return load(content), facts
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError): continue
         return None
 
     def clear(self) -> None:
         "Remove the checkpoint of a training that is over."
         if self.folder is None: return
-        for path in self.files(): path.unlink(missing_ok=True)
-        try: self.folder.rmdir()
+        try:
+            for path in [*self.files(), *self.torn()]: path.unlink(missing_ok=True)
+            self.folder.rmdir()
         except OSError: pass # gone, or somebody keeps a file there
 
 # %% ../nbs/18_checkpoints.ipynb #a8f04a0d

@@ -151,11 +151,12 @@ def as_text(name: str, value: Any) -> str:
     return value
 
 def as_weights(weights: Any) -> dict[str, float]:
-    "Loss terms and their weights, by name. Raises `BadInput` at a term that is not known, or a weight that is no number from 0."
+    """Loss terms and their weights, in the order of LOSSES, since a sum rounds by the order of its terms.
+    Raises `BadInput` at a term that is not known, or a weight that is no number from 0."""
     if not isinstance(weights, dict): raise BadInput(f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
     for term in weights: check_choice('weights', term, LOSSES)
     if not weights: raise BadInput('weights: no loss term is given, so there is nothing to train')
-    found = {term: as_number(f'weights: {term}', weight, float) for term, weight in weights.items()}
+    found = {term: as_number(f'weights: {term}', weights[term], float) for term in LOSSES if term in weights}
     if not any(found.values()): raise BadInput('weights: all are zero, so there is nothing to train')
     return found
 

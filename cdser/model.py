@@ -93,11 +93,14 @@ class Recogniser(nn.Module):
                        self.conditional(conditional_features(reversed_, emotion)).squeeze(1))
 
 # %% ../nbs/13_model.ipynb #a9141b4b
-def build(e: Experiment) -> Recogniser:
-    "The model of an experiment; its new weights are drawn from the experiment's seed."
+def build(e: Experiment,
+          encoder: str | None = None, # what `encoder_digest` said of it; None: anything
+         ) -> Recogniser:
+    "The model of an experiment; its new weights are drawn from its seed. Raises `BadInput` where the encoder is another."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(e.seed)
-        return Recogniser(Encoder(load_backbone(e.encoder), e.freeze_front_end, e.freeze_encoder), e.projection, e.standardise)
+        backbone = load_backbone(e.encoder, encoder)
+        return Recogniser(Encoder(backbone, e.freeze_front_end, e.freeze_encoder), e.projection, e.standardise)
 
 # %% ../nbs/13_model.ipynb #77e38f0f
 def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:

@@ -32,7 +32,8 @@ class Recordings:
         "A hash of the audio, and of all that labels and splits are made of."
         facts = self.corpus.table[['label', 'speaker', 'session', 'text_id']].assign(name=self.corpus.names)
         frozen = [split_hash(freeze(self.corpus.table, self.frozen))] if self.frozen else []
-        return content_hash([self.files, facts.values.tolist(), *frozen])
+        segments = [] if self.corpus.segments is None else [self.corpus.segments.astype(str).tolist()] # names round them
+        return content_hash([self.files, facts.values.tolist(), *segments, *frozen])
 
 def open_recordings(name: str,         # of the corpus
                     corpora_root: Path, # the folder that holds the corpora's folders

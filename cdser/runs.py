@@ -10,7 +10,7 @@ __all__ = ['ROLES', 'LIMIT', 'CHUNK', 'tell', 'measure', 'warm_up', 'quiet_and_o
 # %% ../nbs/30_runs.ipynb #df015f2d
 import json, os, time, warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -28,7 +28,7 @@ from .corpora import write_csv
 from .encoder import encoder_digest, load_backbone
 from .evaluate import recalls, uar, war
 from .files import shown, watch_parent, write_file, writing
-from .identity import FORMAT, code_digest, identify, made_by
+from .identity import FORMAT, code_digest, identify, made_by, precision
 from .model import Recogniser, build, save_stock
 from .parts import Parts, Recordings, make_parts, open_recordings
 from .store import Run, RunStore
@@ -67,11 +67,11 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
     "Give `model` the encoder that a self-supervised warm start makes of the training recordings, from the store where it is there."
     heard = [(corpus.store, corpus.rows) for corpus in parts.training]
     decided = dict(encoder=encoder, code=code_digest(), epochs=e.warm_start, objective=e.objective, seed=e.seed,
-                   frozen=e.freeze_front_end, audio=[[store.digest, rows.tolist()] for store, rows in heard])
+                   frozen=e.freeze_front_end, precision=precision(device), audio=[[store.digest, rows.tolist()] for store, rows in heard])
     store, id = RunStore(Path(runs_dir) / 'encoders'), content_hash(decided)
     with claimed(store, id):
         if id not in store:
-            backbone = build(e).encoder.backbone.to(device)
+            backbone = build(e, encoder).encoder.backbone.to(device)
             history = warm_start(backbone, heard, e.objective, epochs=e.warm_start, seed=e.seed, device=device, progress=False)
             def write(draft: Path):
                 (draft / 'config.json').write_text(json.dumps(dict(format=FORMAT, identity=decided, made_by=made_by(device)), indent=1))
@@ -84,13 +84,20 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
 # %% ../nbs/30_runs.ipynb #c1f44ffd
 @contextmanager
 def quiet_and_on_one_thread(device: str) -> Iterator[None]:
-    "One thread on a CPU and no bars of transformers, for as long as it lasts."
+    "One thread on a CPU, no bars of transformers, and torch as it comes, for as long as it lasts; then all is as it was."
     threads, bars = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
+    default = torch.get_default_dtype()
     try:
         if device == 'cpu': torch.set_num_threads(1)
         transformers_logging.disable_progress_bar()
-        yield
+        torch.set_default_dtype(torch.float32)
+        plain = [torch.autocast(kind, enabled=False) for kind in dict.fromkeys(('cpu', device))]
+        with ExitStack() as stack:
+            for one in (torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]), *plain):
+                stack.enter_context(one)
+            yield
     finally:
+        torch.set_default_dtype(default)
         torch.set_num_threads(threads)
         if bars: transformers_logging.enable_progress_bar()
 
@@ -128,17 +135,13 @@ class Planned:
     target: Recordings
     parts: Parts
     identity: dict # its hash is the id
-    kept: Path     # where the digests of the encoder's files are kept
 
     @property
     def id(self) -> str: return content_hash(self.identity)
 
     def build(self) -> Recogniser:
         "The model with its first weights. Raises `BadInput` where the encoder has changed since it was looked at."
-        model = build(self.experiment)
-        if encoder_digest(self.experiment.encoder, self.kept) != self.identity['encoder']:
-            raise BadInput(f'encoder: {self.experiment.encoder} was changed while it was read; start again')
-        return model
+        return build(self.experiment, self.identity['encoder'])
 
 def plan_run(e: Experiment,
              corpora_root: Path,
@@ -157,7 +160,7 @@ def plan_run(e: Experiment,
     kept = Path(runs_dir) / 'encoders' / 'digests' / f'{content_hash(os.path.realpath(e.encoder))}.json'
     if ('encoder', e.encoder) not in opened: opened['encoder', e.encoder] = encoder_digest(e.encoder, kept)
     identity = identify(e, source, target, opened['encoder', e.encoder], device)
-    return Planned(e, source, target, make_parts(e, source, target), identity, kept)
+    return Planned(e, source, target, make_parts(e, source, target), identity)
 
 def run_id(e: Experiment, source: Recordings, target: Recordings, device: str = 'cpu') -> str: # 12 hexadecimal digits
     "The name of a run: a hash of all that decides it."
@@ -216,7 +219,9 @@ def make_run(planned: Planned, store: RunStore, runs_dir: Path, device: str, pro
         checkpoints = store.checkpoints(planned.id)
         with quiet_and_on_one_thread(device):
             try: write = compute(planned, checkpoints, runs_dir, device, progress)
-            except Diverged as err: raise report_divergence(planned, err, runs_dir, device) from err
+            except Diverged as err:
+                checkpoints.clear()
+                raise report_divergence(planned, err, runs_dir, device) from err
             store.add(planned.id, write)
         checkpoints.clear()
     return True
@@ -239,7 +244,8 @@ def grid(experiments: list[Experiment],
     device, store, opened = best_device(device), RunStore(runs_dir), {}
     planned = [plan_run(e, corpora_root, runs_dir, device, label_map, opened) for e in experiments]
     missing = {p.id: p.experiment for p in planned if p.id not in store}
-    for name in {e.encoder for e in missing.values()}: load_backbone(name)
+    with quiet_and_on_one_thread(device):
+        for name in {e.encoder for e in missing.values()}: load_backbone(name)
     at_a_time = workers or (cpu_count() if device == 'cpu' else 1)
     run_missing(missing, store, at_a_time, (corpora_root, runs_dir, device, label_map))
     return [store.get(p.id, p.experiment) for p in planned]
@@ -278,7 +284,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row a run
     def row(run):
         e, m = run.experiment, run.metrics
         kept = {name: m[name] for name in ('validated_on', 'uar', 'war', 'best_epoch', 'train_seconds', 'throughput')}
-        kept['processor'] = run.config['made_by']['processor']
+        kept['processor'] = run.processor
         return dict(id=run.id, source=e.source, target=e.target, setup=e.setup, shots=e.shots if SETUPS[e.setup].shots else 0, method=describe(e),
                     seed=e.seed, fold=e.fold, **kept)
     return pd.DataFrame([row(run) for run in runs])

@@ -1,0 +1,422 @@
+"What fails under a run's feet: one error, nothing half-written, the training not lost, and the caller's world as it was."
+import errno
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import stat
+import sys
+import tempfile
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers.utils import logging as transformers_logging
+
+import cdser.checkpoints
+import cdser.model
+import cdser.parts
+import cdser.runs
+import cdser.train
+from cdser.checkpoints import Checkpoints
+from cdser.config import BadInput, from_dict
+from cdser.encoder import NANO
+from cdser.runs import RunStore, fit, grid, recognise, records
+from cdser.train import Diverged
+from kills import digests, leftovers
+from tiny import OTHER, TINY, id_of, ids, prepared
+
+LONGER = replace(TINY, epochs=3, epoch_steps=3)
+
+
+def corpora() -> Path: return prepared() / 'corpora'
+
+
+def run(e, folder: Path, where: Path | None = None): return fit(e, where or corpora(), folder, 'cpu', progress=False)
+
+
+def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+@pytest.fixture
+def runs_dir(tmp_path) -> Path:
+    "A folder of runs in which the audio is there already, and nothing else."
+    shutil.copytree(prepared() / 'runs', tmp_path / 'runs', ignore=shutil.ignore_patterns(id_of(TINY), id_of(OTHER)))
+    return tmp_path / 'runs'
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list:
+    "One entry for each step of training."
+    taken, real = [], cdser.train.step
+    monkeypatch.setattr(cdser.train, 'step', lambda *args, **kwargs: taken.append(1) or real(*args, **kwargs))
+    return taken
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> dict[str, str]:
+    "What LONGER comes to, file by file."
+    return digests(run(LONGER, tmp_path_factory.mktemp('undisturbed')).folder)
+
+
+def nothing_half_written(folder: Path) -> bool:
+    return not [path for path in folder.rglob('*') if '.draft-' in path.name or '.claims' in path.parts[:-1]]
+
+
+# ---- no room
+
+@contextmanager
+def files_up_to(size: int): # bytes
+    ids() # which are made first
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('size', [0, 1000, 30_000, 10**6])
+def test_a_limit_at_decoding_or_writing_is_one_error_and_leaves_nothing(tmp_path, size):
+    with files_up_to(size), pytest.raises(BadInput) as err: run(TINY, tmp_path / 'runs')
+    assert str(tmp_path / 'runs') in str(err.value) and '\n' not in str(err.value)
+    assert nothing_half_written(tmp_path / 'runs') and not RunStore(tmp_path / 'runs').runs()
+    assert run(TINY, tmp_path / 'runs').id == id_of(TINY)
+    assert digests(tmp_path / 'runs' / id_of(TINY)) == digests(prepared() / 'runs' / id_of(TINY))
+
+
+def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monkeypatch, undisturbed):
+    monkeypatch.setattr(Checkpoints, 'due', True)
+    def refuse(path, content): raise BadInput(f'{path}: cannot be written (no room)')
+    monkeypatch.setattr(cdser.checkpoints, 'write_file', refuse)
+    with pytest.warns(UserWarning, match='no checkpoint can be written, so the training goes on without'):
+        assert digests(run(LONGER, runs_dir).folder) == undisturbed
+
+
+@pytest.mark.parametrize('what', ['np.save', 'save_stock', 'write_digests'])
+def test_no_room_for_a_run_loses_no_training(runs_dir, monkeypatch, steps, undisturbed, what):
+    monkeypatch.setattr(Checkpoints, 'due', True)
+    place = {'np.save': 'numpy.save', 'write_digests': 'cdser.store.write_digests'}.get(what, f'cdser.runs.{what}')
+    with monkeypatch.context() as patched:
+        patched.setattr(place, full)
+        with pytest.raises(BadInput, match=r'cannot be written \(No space left on device\); make room') as err: run(LONGER, runs_dir)
+    assert str(runs_dir) in str(err.value) and nothing_half_written(runs_dir) and not RunStore(runs_dir).runs()
+    assert len(steps) == 18
+    again = run(LONGER, runs_dir)
+    assert len(steps) == 18 and digests(again.folder) == undisturbed and not leftovers(runs_dir)
+
+
+def test_a_failure_in_the_middle_goes_on_from_the_checkpoint(runs_dir, monkeypatch, steps, undisturbed):
+    monkeypatch.setattr(Checkpoints, 'due', True)
+    monkeypatch.setattr(cdser.train, 'BLOCK', 1.) # a checkpoint after each step
+    with monkeypatch.context() as patched:
+        real = cdser.train.step
+        patched.setattr(cdser.train, 'step', lambda *args, **kwargs: real(*args, **kwargs) if len(steps) < 8 else full())
+        with pytest.raises(OSError): run(LONGER, runs_dir) # not of writing: whoever wrote the step has to see it
+    taken = len(steps)
+    run(LONGER, runs_dir)
+    assert len(steps) == 18 and taken == 8 and not leftovers(runs_dir)
+
+
+# ---- checkpoints
+
+def spoilt(content: bytes, how: str) -> bytes:
+    return {'flipped': bytes([*content[:-9], content[-9] ^ 4, *content[-8:]]), 'cut': content[:len(content) // 2], 'empty': b'',
+            'zeroed': bytes(len(content))}[how]
+
+
+@pytest.fixture
+def unfinished(runs_dir, monkeypatch) -> Path:
+    "The folder of a checkpoint of LONGER, which was stopped."
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, 'due', True)
+        patched.setattr(cdser.runs, 'tell', full)
+        with pytest.raises(OSError): run(LONGER, runs_dir)
+    folder, = (runs_dir / '.unfinished').iterdir()
+    return folder
+
+
+def renamed(path: Path) -> Path:
+    "As its content says."
+    import hashlib
+    return path.rename(path.with_name(hashlib.sha256(path.read_bytes()).hexdigest() + '.safetensors'))
+
+
+@pytest.mark.parametrize('how', ['flipped', 'cut', 'empty', 'zeroed'])
+def test_an_altered_checkpoint_is_not_believed(unfinished, runs_dir, undisturbed, steps, how):
+    path, = unfinished.iterdir()
+    path.write_bytes(spoilt(path.read_bytes(), how))
+    if how in ('cut', 'empty'): renamed(path) # it says itself that it is whole
+    again = run(LONGER, runs_dir)
+    assert len(steps) == 18 and digests(again.folder) == undisturbed and not leftovers(runs_dir)
+
+
+def put(folder: Path, **facts) -> None:
+    "A checkpoint that is whole and holds something else."
+    from safetensors.torch import save
+    path = folder / 'new'
+    path.write_bytes(save({'model.x': torch.zeros(2)}, {'facts': json.dumps(dict(about=dict(id=folder.name), **facts))}))
+    renamed(path)
+
+
+@pytest.mark.parametrize('facts', [{}, dict(epoch=0), dict(epoch='x', step=0, audio_seconds=0., seconds=0., history=[], best=0., best_epoch=0)])
+def test_a_checkpoint_of_another_training_is_one_error(unfinished, runs_dir, facts):
+    for path in unfinished.iterdir(): path.unlink()
+    put(unfinished, **facts)
+    with pytest.raises(BadInput, match='holds a checkpoint of another training .*; remove the folder') as err: run(LONGER, runs_dir)
+    assert str(unfinished) in str(err.value)
+    shutil.rmtree(unfinished)
+    run(LONGER, runs_dir)
+
+
+ODD = {'a folder': lambda path: path.mkdir(), 'a pipe': os.mkfifo, 'a dangling link': lambda path: path.symlink_to('absent'),
+       'a link to a device': lambda path: path.symlink_to('/dev/zero'), 'a list': lambda path: path.write_bytes(b'\x02' + bytes(7) + b'[]'),
+       'depth': lambda path: path.write_bytes((200_000).to_bytes(8, 'little') + b'[' * 200_000),
+       'metadata of numbers': lambda path: path.write_bytes(b'\x14' + bytes(7) + b'{"__metadata__": 12}')}
+
+
+@pytest.mark.parametrize('what', ODD)
+def test_an_odd_file_among_checkpoints_is_passed_over(tmp_path, what):
+    path = tmp_path / ('0' * 64 + '.safetensors')
+    ODD[what](path)
+    if stat.S_ISREG(path.lstat().st_mode): renamed(path)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load() is None
+    checkpoints.save({'x': torch.zeros(1)}, {})
+    assert checkpoints.load() is not None
+    checkpoints.clear()
+    assert checkpoints.load() is None
+
+
+def test_what_a_kill_leaves_of_a_checkpoint_goes_with_the_next(tmp_path):
+    torn, note = tmp_path / f'.{"a" * 64}.safetensors-01234567', tmp_path / '.note'
+    for path in (torn, note): path.write_bytes(b'x')
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({'x': torch.zeros(1)}, {})
+    assert not torn.exists() and note.exists()
+    torn.write_bytes(b'x')
+    checkpoints.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ['.note']
+
+
+# ---- a folder that may not be written to
+
+def unprivileged(function) -> str: # what it says, or the error
+    "What a child says whom the file system holds to permissions: root's is nobody."
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            try: said = str(function())
+            except BaseException as err: said = f'{type(err).__name__}: {err}'
+            os.write(write, said.encode()[:60_000])
+        finally: os._exit(0)
+    os.close(write)
+    with open(read, 'rb') as pipe: said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.fixture
+def shared_dir():
+    "A copy of all that is prepared, which everybody may read and nobody write to."
+    home = Path(tempfile.mkdtemp(prefix='cdser-shared-'))
+    shutil.copytree(prepared(), home, dirs_exist_ok=True)
+    for path in (home, *home.rglob('*')): path.chmod(0o555 if path.is_dir() else 0o444)
+    yield home
+    for path in (home, *home.rglob('*')): path.chmod(0o755 if path.is_dir() else 0o644)
+    shutil.rmtree(home)
+
+
+def test_a_run_in_a_folder_that_may_only_be_read_is_served(shared_dir):
+    def ask(): return fit(TINY, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False).metrics['uar']
+    assert unprivileged(ask) == str(ask())
+
+
+def test_a_new_run_in_a_folder_that_may_only_be_read_is_one_error(shared_dir):
+    for e in (LONGER, replace(TINY, max_seconds=.4)): # whose audio is there; whose audio is not
+        said = unprivileged(lambda: fit(e, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False))
+        assert said.startswith('BadInput: ') and str(shared_dir / 'runs') in said and 'cannot be written (Permission denied)' in said, said
+
+
+def test_files_that_may_not_be_read_are_one_error(shared_dir):
+    folder = shared_dir / 'runs' / id_of(TINY)
+    for name in ('metrics.json', 'digests.json', 'config.json'):
+        (folder / name).chmod(0)
+        said = unprivileged(lambda: RunStore(shared_dir / 'runs')[id_of(TINY)].metrics)
+        assert said.startswith(f'BadInput: {folder / name}: cannot be read (Permission denied)'), said
+        (folder / name).chmod(0o444)
+
+
+# ---- what is read vanishes or is replaced
+
+def test_a_corpus_that_vanishes_while_a_run_is_trained_is_not_missed(tmp_path, runs_dir, monkeypatch, undisturbed):
+    shutil.copytree(corpora(), tmp_path / 'corpora')
+    real = cdser.train.step
+    def step(*args, **kwargs):
+        shutil.rmtree(tmp_path / 'corpora', ignore_errors=True)
+        return real(*args, **kwargs)
+    monkeypatch.setattr(cdser.train, 'step', step)
+    assert digests(run(LONGER, runs_dir, tmp_path / 'corpora').folder) == undisturbed
+    assert not (tmp_path / 'corpora').exists()
+    with pytest.raises(BadInput, match='corpora'): run(replace(LONGER, seed=5), runs_dir, tmp_path / 'corpora')
+
+
+def new_encoder(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    Wav2Vec2Model(Wav2Vec2Config(**NANO)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize('warm_start', [0, 1])
+@pytest.mark.parametrize('back', [False, True])
+def test_an_encoder_that_is_replaced_before_it_is_loaded_is_an_error(runs_dir, tmp_path, monkeypatch, back, warm_start):
+    "Even where the first one is back in its place afterwards; the warm start loads it a second time."
+    first, second = (new_encoder(tmp_path / name, seed) for seed, name in enumerate(('first', 'second')))
+    real, loaded = cdser.model.load_backbone, []
+    def load(name, *expected):
+        loaded.append(name)
+        if len(loaded) <= warm_start: return real(name, *expected)
+        first.rename(tmp_path / 'aside')
+        shutil.copytree(second, first)
+        try: return real(name, *expected)
+        finally:
+            if back:
+                shutil.rmtree(first)
+                (tmp_path / 'aside').rename(first)
+    monkeypatch.setattr(cdser.model, 'load_backbone', load)
+    with pytest.raises(BadInput, match='encoder: .*when the work began; start again'):
+        run(replace(TINY, encoder=str(first), warm_start=warm_start), runs_dir)
+    assert nothing_half_written(runs_dir) and not RunStore(runs_dir).runs() and not RunStore(runs_dir / 'encoders').runs()
+
+
+def test_a_recording_that_is_replaced_before_it_is_decoded_is_an_error(tmp_path, monkeypatch):
+    shutil.copytree(corpora(), tmp_path / 'corpora')
+    real, first, second = cdser.parts.open_store, *sorted((tmp_path / 'corpora' / 'studio_a' / 'audio').iterdir())[:2]
+    def open_store(*args, **kwargs):
+        first.write_bytes(second.read_bytes())
+        return real(*args, **kwargs)
+    monkeypatch.setattr(cdser.parts, 'open_store', open_store)
+    with pytest.raises(BadInput, match=f'{first.name}: changed while it was read'): run(TINY, tmp_path / 'runs', tmp_path / 'corpora')
+    assert nothing_half_written(tmp_path / 'runs') and not RunStore(tmp_path / 'runs').runs()
+
+
+# ---- divergence
+
+WILD = replace(TINY, encoder_lr=10., head_lr=10., clip_norm=1e6, weight_decay=10., epochs=40, epoch_steps=6)
+
+
+@contextmanager
+def nan_at(monkeypatch, number: int):
+    "The loss of one step is NaN."
+    taken, real = [], cdser.train.TERMS['emotion']
+    def term(*args):
+        taken.append(1)
+        return real(*args) * (float('nan') if len(taken) == number else 1.)
+    with monkeypatch.context() as patched:
+        patched.setitem(cdser.train.TERMS, 'emotion', term)
+        yield
+
+
+def test_a_loss_that_is_no_number_names_its_batch_and_can_be_seen_again(runs_dir, monkeypatch):
+    with nan_at(monkeypatch, 9), pytest.raises(BadInput) as err: run(LONGER, runs_dir)
+    said = str(err.value)
+    assert said.startswith('epoch 1, step 2: the loss is nan; lower encoder_lr or head_lr (batch: studio_') and '\n' not in said
+    file, = (runs_dir / 'diverged').iterdir()
+    facts = json.loads(file.read_text())
+    assert str(file) in said and facts['batch'] and all((corpora() / name).is_file() for name in facts['batch'])
+    assert all(name in said for name in facts['batch'][:3]) and (facts['epoch'], facts['step']) == (1, 2)
+    assert not RunStore(runs_dir).runs() and not leftovers(runs_dir) and facts['made_by']['versions']['torch'] == version('torch')
+    again = from_dict(facts['experiment'])
+    assert again == LONGER
+    file.unlink()
+    with nan_at(monkeypatch, 9), pytest.raises(BadInput) as err: run(again, runs_dir)
+    assert str(err.value) == said and json.loads(file.read_text()) == facts
+
+
+def test_a_training_that_diverges_by_itself_does_so_again(runs_dir):
+    "Nothing is patched: the experiment that is written down is all that is needed."
+    with pytest.raises(BadInput, match='epoch .* step .*: the loss is (nan|inf); lower') as err: run(WILD, runs_dir)
+    file, = (runs_dir / 'diverged').iterdir()
+    with pytest.raises(BadInput) as again: run(from_dict(json.loads(file.read_text())['experiment']), runs_dir)
+    assert str(again.value) == str(err.value)
+
+
+def test_in_a_grid_the_error_is_the_same(runs_dir):
+    with pytest.raises(BadInput, match='the loss is (nan|inf)') as err: run(WILD, runs_dir)
+    with pytest.raises(BadInput) as again: grid([WILD], corpora(), runs_dir, 'cpu', workers=1)
+    assert str(again.value) == str(err.value)
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_predictions_that_are_no_numbers_are_not_stored(runs_dir, monkeypatch, which):
+    real = cdser.runs.predict
+    def predict(*args, **kwargs):
+        said = real(*args, **kwargs)
+        said[which][3] = np.nan
+        return said
+    monkeypatch.setattr(cdser.runs, 'predict', predict)
+    with pytest.raises(BadInput, match='the trained model says NaN') as err: run(TINY, runs_dir)
+    assert 'batch: studio_a/' in str(err.value) and not RunStore(runs_dir).runs() and not leftovers(runs_dir)
+
+
+# ---- manners
+
+def world() -> dict:
+    "What is the caller's."
+    return dict(threads=torch.get_num_threads(), torch=torch.get_rng_state().tolist(), numpy=repr(np.random.get_state()),
+                random=random.getstate(), filters=list(warnings.filters), environment=dict(os.environ), folder=os.getcwd(),
+                bars=transformers_logging.is_progress_bar_enabled(), verbosity=transformers_logging.get_verbosity(),
+                levels={name: logging.getLogger(name).level for name in ('', 'transformers', 'cdser', 'torch', 'joblib')},
+                handlers={name: len(logging.getLogger(name).handlers) for name in ('', 'transformers', 'cdser')},
+                default=torch.get_default_dtype(), gradients=torch.is_grad_enabled(), errors=np.geterr(),
+                deterministic=torch.are_deterministic_algorithms_enabled(), path=list(sys.path), umask=(os.umask(0o22), os.umask(0o22))[1])
+
+
+WAYS = {'fit': lambda runs_dir: run(TINY, runs_dir), 'a run that is there': lambda runs_dir: run(TINY, prepared() / 'runs'),
+        'a warm start': lambda runs_dir: run(replace(TINY, warm_start=1), runs_dir),
+        'grid': lambda runs_dir: grid([TINY, OTHER], corpora(), runs_dir, 'cpu', workers=1),
+        'grid of two': lambda runs_dir: grid([TINY, OTHER], corpora(), runs_dir, 'cpu', workers=2),
+        'a refusal': lambda runs_dir: run(replace(TINY, source='absent'), runs_dir),
+        'a divergence': lambda runs_dir: run(WILD, runs_dir),
+        'recognise': lambda runs_dir: recognise(RunStore(prepared() / 'runs')[id_of(TINY)], sorted((corpora() / 'studio_a' / 'audio').iterdir())[:2], 'cpu'),
+        'records': lambda runs_dir: records(RunStore(prepared() / 'runs').runs())}
+
+
+@pytest.mark.parametrize('way, threads, bars', [('fit', 1, False), *((way, 2, True) for way in WAYS)])
+def test_the_callers_world_is_as_it_was(runs_dir, way, threads, bars):
+    kept = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
+    torch.set_num_threads(threads)
+    (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
+    torch.manual_seed(3), np.random.seed(4), random.seed(5)
+    before = world()
+    try: WAYS[way](runs_dir)
+    except BadInput: assert way in ('a refusal', 'a divergence')
+    finally:
+        after = world()
+        torch.set_num_threads(kept[0])
+        (transformers_logging.enable_progress_bar if kept[1] else transformers_logging.disable_progress_bar)()
+    assert {name for name in before if after[name] != before[name]} == set()
+
+
+@contextmanager
+def float64():
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize('world', [torch.no_grad, torch.inference_mode, float64, lambda: torch.autocast('cpu', torch.bfloat16)])
+def test_the_callers_world_changes_no_bit(runs_dir, world):
+    with world(): there = run(TINY, runs_dir)
+    assert digests(there.folder) == digests(prepared() / 'runs' / id_of(TINY))
