@@ -16,7 +16,7 @@ from scipy.special import softmax
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from .audio import AudioStore, as_float, in_threads, read_audio
-from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, content_hash
+from .config import LABELS, METHODS, SAMPLE_RATE, BadInput, Experiment, check_choice, content_hash
 from .runs import Recordings, make_parts, run_id
 
 # %% ../nbs/33_classic.ipynb #3561aa38
@@ -76,10 +76,11 @@ def fit_classic(e: Experiment, # setup (one of NORMS), seed, fold and protocol c
     parts, words = make_parts(e, source, target), np.array(LABELS)
     measured = [functionals(part.store)[part.rows] for part in (parts.training[0], parts.training[-1], parts.test)]
     said, p = classic_predictions(measured[0], parts.training[0].labels, *measured[1:], NORMS[e.setup])
-    table = pd.DataFrame(dict(id=content_hash(['egemaps_svm', run_id(replace(e, weights={}), source, target)]),
+    plain = replace(e, weights=METHODS['emotion_only'], encoder='nano')
+    table = pd.DataFrame(dict(id=content_hash(['egemaps_svm', run_id(plain, source, target)]),
                               source=e.source, target=e.target, setup=e.setup, shots=0, method='egemaps_svm', seed=e.seed, fold=e.fold,
-                              validated_on='–', speaker=target.corpus.table.speaker.to_numpy()[parts.test.rows],
-                              path=target.corpus.table.path.to_numpy()[parts.test.rows],
+                              validated_on='–', processor='', speaker=target.corpus.table.speaker.to_numpy()[parts.test.rows],
+                              path=np.array(target.corpus.names, dtype=object)[parts.test.rows],
                               label=words[parts.test.labels], prediction=words[said]))
     return table.join(pd.DataFrame(p.round(6), columns=[f'p_{word}' for word in LABELS]))
 
