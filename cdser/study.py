@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUDIO_C', 'DEMO_STUDIOS', 'DECIDED', 'as_amount', 'as_numbers', 'as_written', 'as_names', 'as_flag', 'as_fields',
-           'Study', 'check_cells', 'open_study', 'each_pair', 'corpora_of', 'as_label_map', 'check_rows', 'make_place']
+           'Study', 'check_cells', 'switched_on', 'check_two_speakers', 'open_study', 'each_pair', 'corpora_of',
+           'as_label_map', 'check_rows', 'plan', 'make_place']
 
 # %% ../nbs/34_study.ipynb #5e30678c
 import os
@@ -15,8 +16,8 @@ import pandas as pd
 from .classic import fit_classic
 from .config import (PROFILES, PROTOCOLS, ROWS, SETUPS, BadInput, Experiment, Profile, as_text, check_choice, check_fields,
                           describe, main_experiments, method_name, parse_pairs)
-from .corpora import load_corpus, read_label_map
-from .files import check_apart, shown, writing
+from .corpora import Corpus, load_corpus, read_label_map
+from .files import check_apart, check_component, shown, writing
 from .parts import Recordings, make_parts, open_recordings
 from .runs import best_device, grid, plan_run
 from .splits import check_speakers, plan_folds
@@ -28,7 +29,7 @@ STUDIO_C = replace(STUDIO_B, name='studio_c', seed=37, room=STUDIO_A.room, noise
                    microphone=STUDIO_A.microphone, bandwidth=STUDIO_A.bandwidth)
 DEMO_STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B, STUDIO_C)}
 
-# %% ../nbs/34_study.ipynb #0b4c33f6
+# %% ../nbs/34_study.ipynb #66f5ab0a
 def as_amount(name: str, # the parameter, for the message
               value,
               kind: type, # int or float
@@ -37,7 +38,7 @@ def as_amount(name: str, # the parameter, for the message
              ) -> int | float:
     "A number. Raises `BadInput` where `value` is none, or lies outside."
     if type(value) not in (int, kind) or not low <= value <= high:
-        raise BadInput(f'{name}: {shown(value)} is not a{" whole" * (kind is int)} number from {low} to {high}')
+        raise BadInput(f'{name}: {repr(value)[:80]} is not a{" whole" * (kind is int)} number from {low} to {high}')
     return kind(value)
 
 def as_numbers(name: str,
@@ -53,10 +54,10 @@ def as_numbers(name: str,
     pieces = given.split(',') if isinstance(given, str) else given if isinstance(given, list) else [given]
     found = [as_amount(name, number(piece), kind, low, high) for piece in pieces]
     if len(set(found)) < max(1, len(found)):
-        raise BadInput(f"{name}: {shown(given)} holds no number, or one twice; write for example '1,4'")
+        raise BadInput(f"{name}: {repr(given)[:80]} holds no number, or one twice; write for example '1,4'")
     return found
 
-# %% ../nbs/34_study.ipynb #2281c633
+# %% ../nbs/34_study.ipynb #de307a91
 def as_written(name: str, value) -> str:
     "Text, or the number that YAML made of it. Raises `BadInput` at anything else."
     return as_text(name, str(value) if type(value) is int else value)
@@ -66,14 +67,14 @@ def as_names(name: str,
             ) -> list[str]:
     "Names, each once. Raises `BadInput` where there are none, or one is not as it should be."
     pieces = given.split(',') if isinstance(given, str) else given
-    if not isinstance(pieces, list): raise BadInput(f'{name}: {shown(given)} is not text; write names, with commas between them')
+    if not isinstance(pieces, list): raise BadInput(f'{name}: {repr(given)[:80]} is not text; write names, with commas between them')
     found = [as_text(name, piece.strip() if isinstance(piece, str) else piece) for piece in pieces]
-    if len(set(found)) < max(1, len(found)): raise BadInput(f'{name}: {shown(given)} holds no name, or one twice')
+    if len(set(found)) < max(1, len(found)): raise BadInput(f'{name}: {repr(given)[:80]} holds no name, or one twice')
     return found
 
 def as_flag(name: str, value) -> bool:
     "Raises `BadInput` at all but True and False: the text 'no' would count as true."
-    if not isinstance(value, bool): raise BadInput(f'{name}: {shown(value)} is neither True nor False')
+    if not isinstance(value, bool): raise BadInput(f'{name}: {repr(value)[:80]} is neither True nor False')
     return value
 
 DECIDED = ('source', 'target', 'setup', 'weights', 'seed', 'fold', 'folds', 'protocol') # by the notebook and its other parameters
@@ -81,7 +82,7 @@ DECIDED = ('source', 'target', 'setup', 'weights', 'seed', 'fold', 'folds', 'pro
 def as_fields(name: str, given) -> dict: # fields of Experiment
     "Raises `BadInput` at what is no mapping, at a field that is not known, and at one that a notebook decides itself."
     if not isinstance(given, dict):
-        raise BadInput(f'{name}: {shown(given)} is not a mapping of fields to values; write for example {{views: 2}}')
+        raise BadInput(f'{name}: {repr(given)[:80]} is not a mapping of fields to values; write for example {{views: 2}}')
     check_fields(given, name)
     if taken := [field for field in given if field in DECIDED]:
         raise BadInput(f'{name}: {taken[0]} is decided by the notebook or by another of its parameters; leave it out')
@@ -117,16 +118,6 @@ class Study:
         seeds = self.few if seeds is None else seeds
         return main_experiments(pairs or self.pairs, seeds, self.plans, rows, **{**self.settings, **changes})
 
-    def switched_on(self, name: str, fields) -> list[Experiment]: # none where there are no fields
-        "The proposed method with more fields. Raises `BadInput` where they are invalid, or tables could not tell the two apart."
-        if not as_fields(name, fields): return []
-        try: planned = self.plan([('unlabelled_target', 'proposed')], **fields)
-        except BadInput as err: raise BadInput(f'{name}: {err}') from err
-        if describe(planned[0]) == 'proposed':
-            raise BadInput(f'{name}: {shown(fields)} switches on nothing that tables have a name for; '
-                           'use standardise, selection or warm_start')
-        return planned
-
     def run(self,
             experiments: list[Experiment],
             apart: bool = True, # whether tables of `compare_methods` are made of them, one cell a method
@@ -151,21 +142,13 @@ class Study:
         names = dict.fromkeys(name for pair in self.pairs for name in pair)
         return {name: open_recordings(name, self.corpora_root, self.runs_dir, max_seconds, self.label_map) for name in names}
 
-    def check_two_speakers(self, experiments: list[Experiment]) -> None:
-        "Raise `BadInput` where a part is of one speaker: the proxy A-distance holds one out on either side."
-        opened = self.opened(experiments[0].max_seconds)
-        for e in experiments:
-            parts = make_parts(e, opened[e.source], opened[e.target])
-            on, tested = parts.validated_on, parts.tested_on
-            check_speakers(on.table, parts.valid.rows, f'validation of {on.name} with seed {e.seed}')
-            check_speakers(tested.table, parts.test.rows, f'fold {e.fold} of {tested.name}')
-
     def classic(self) -> pd.DataFrame: # the columns of `gather`
         "What the classic says of the tested speakers, by the source's statistics and by each corpus's own; needs opensmile."
         planned = self.plan([('source_only', 'emotion_only'), ('unlabelled_target', 'emotion_only')])
         opened = self.opened(planned[0].max_seconds)
         return pd.concat([fit_classic(e, opened[e.source], opened[e.target]) for e in planned], ignore_index=True)
 
+# %% ../nbs/34_study.ipynb #751f9a68
 def check_cells(experiments: list[Experiment]) -> None:
     "Raise `BadInput` where two of them, of one seed and fold, would be in one cell of a table."
     cells = Counter((e.source, e.target, e.setup, describe(e), e.shots if SETUPS[e.setup].shots else 0, e.seed, e.fold)
@@ -174,6 +157,25 @@ def check_cells(experiments: list[Experiment]) -> None:
     if times > 1:
         raise BadInput(f'settings: {", ".join(cell[:4])} is planned {times} times for one seed, and tables could not tell which is '
                        'which; leave out what makes them alike')
+
+def switched_on(study: Study, name: str, fields) -> list[Experiment]: # none where there are no fields
+    "The proposed method with more fields. Raises `BadInput` where they are invalid, or tables could not tell the two apart."
+    if not as_fields(name, fields): return []
+    try: planned = study.plan([('unlabelled_target', 'proposed')], **fields)
+    except BadInput as err: raise BadInput(f'{name}: {err}') from err
+    if describe(planned[0]) == 'proposed':
+        raise BadInput(f'{name}: {repr(fields)[:80]} switches on nothing that tables have a name for; '
+                       'use standardise, selection or warm_start')
+    return planned
+
+def check_two_speakers(study: Study, experiments: list[Experiment]) -> None:
+    "Raise `BadInput` where a part is of one speaker: the proxy A-distance holds one out on either side."
+    opened = study.opened(experiments[0].max_seconds)
+    for e in experiments:
+        parts = make_parts(e, opened[e.source], opened[e.target])
+        on, tested = parts.validated_on, parts.tested_on
+        check_speakers(on.table, parts.valid.rows, f'validation of {on.name} with seed {e.seed}')
+        check_speakers(tested.table, parts.test.rows, f'fold {e.fold} of {tested.name}')
 
 # %% ../nbs/34_study.ipynb #e78e4d73
 def open_study(profile: str,
@@ -207,15 +209,16 @@ def open_study(profile: str,
     for name in names:
         if profile == 'demo' and name in DEMO_STUDIOS: write_studio(DEMO_STUDIOS[name], corpora_root)
     corpora = {name: load_corpus(name, corpora_root, label_map) for name in names}
-    plans = {target: plan_folds(corpora[target], protocol) for _, target in wanted}
+    plans = {target: plan(corpora[target], protocol) for _, target in wanted}
     study = Study(chosen, wanted, seeds or chosen.seeds, settings, plans, corpora_root, runs_dir, folder, device, label_map)
     study.plan()
     return study
 
-# %% ../nbs/34_study.ipynb #7e7ed82f
+# %% ../nbs/34_study.ipynb #e3c2f03f
 def each_pair(pairs, profile: Profile) -> list[tuple[str, str]]: # (source, target)
     "Pairs, the profile's where none are given. Raises `BadInput` also at one that is there twice."
     found = parse_pairs(profile.pairs if isinstance(pairs, str) and not pairs else pairs)
+    for name in dict.fromkeys(name for pair in found for name in pair): check_component('pairs', name)
     if twice := [pair for i, pair in enumerate(found) if pair in found[:i]]:
         raise BadInput(f'pairs: {">".join(twice[0])} is there twice; name each pair once')
     return found
@@ -227,7 +230,8 @@ def corpora_of(corpora, profile) -> list[str]:
         found = sorted({name for pair in parse_pairs(PROFILES[profile].pairs) for name in pair})
         return list(DEMO_STUDIOS) if profile == 'demo' else found
     if len(found := as_names('corpora', corpora)) < 2: raise BadInput(f'corpora: {shown(found[0])} is one; name two at least')
-    if odd := [name for name in found if '>' in name]: raise BadInput(f'corpora: {shown(odd[0])} is a pair; write names, such as a,b')
+    for name in found: check_component('corpora', name)
+    if odd := [name for name in found if '>' in name]: raise BadInput(f'corpora: {shown(odd[0])} is a pair; write a,b')
     return found
 
 def as_label_map(label_map) -> Path | None:
@@ -236,15 +240,24 @@ def as_label_map(label_map) -> Path | None:
     path = Path(as_written('label_map', label_map))
     if not path.is_file():
         raise BadInput(f'label_map: there is no file {path}; name a CSV file with the columns corpus,emotion,label')
-    read_label_map(path)
+    try: read_label_map(path)
+    except BadInput as err: raise BadInput(f'label_map: {err}') from err
     return path
 
 def check_rows(pairs: list[tuple[str, str]], settings: dict) -> None:
     "Raise `BadInput` where settings are invalid, or tables would look for the rows of the main table under other names."
-    for e in main_experiments(pairs, 1, **settings):
+    try: planned = main_experiments(pairs, 1, **settings)
+    except BadInput as err: raise BadInput(f'settings: {err}') from err
+    for e in planned:
         if describe(e) != method_name(e.weights):
             raise BadInput(f'settings: with these, tables would call {method_name(e.weights)} "{describe(e)}"; '
                            '93_corpora_matrix and 94_rivals have rows for that')
+
+def plan(corpus: Corpus, protocol: str) -> dict:
+    "What `plan_folds` says. Raises `BadInput` also where frozen folds are asked for and there are none."
+    if protocol == 'frozen' and not (corpus.root / 'split.csv').is_file():
+        raise BadInput(f'protocol: frozen needs a file {corpus.root / "split.csv"}; cdser split writes one')
+    return plan_folds(corpus, protocol)
 
 def make_place(name: str,
                folder: Path,
