@@ -7,6 +7,7 @@ in a process of its own, whose peak memory is what the operating system says; ti
 sizes show whether time and memory grow with the corpus. Writes benchmarks/results/corpus-cpu.json.
 """
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from cdser.audio import in_threads
+from cdser.audio import FORMAT, in_threads, seal
 from cdser.config import LABELS, SAMPLE_RATE
 from cdser.corpora import released
 from cdser.synthetic import STUDIO_A, generate
@@ -42,6 +43,20 @@ def write_corpus(folder: Path, files: int) -> float: # hours of audio
     rows = (f'audio/{i:05}.wav,{LABELS[i % 4]},s{i % 50}' for i in range(files))
     (folder / 'manifest.csv').write_text('path,label,speaker\n' + '\n'.join(rows))
     return sum(seconds) / 3600
+
+
+def silent_store(place: Path, lengths: np.ndarray, max_seconds: float | None) -> None:
+    "A store as decoding leaves it, of so many 16-bit samples each, all zero: as large as a real one, but sparse."
+    place.mkdir(parents=True)
+    sizes = 2 * lengths + 2 * lengths % 4
+    index = np.cumsum([0, *sizes[:-1]]), lengths, np.full(len(lengths), 2), np.arange(len(lengths))
+    np.save(place / 'index.npy', np.stack(index).astype(np.int64))
+    with open(place / 'samples', 'wb') as file: file.truncate(int(sizes.sum()))
+    files = {}
+    for name in ('samples', 'index.npy'):
+        with open(place / name, 'rb') as file: files[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    about = dict(format=FORMAT, key=place.name, max_seconds=max_seconds, recordings=len(lengths), files=files, digest='0' * 12)
+    (place / 'store.json').write_text(json.dumps({**about, 'seal': seal(about)}))
 
 
 def run_step(step: str, root: Path, runs_dir: Path) -> None:

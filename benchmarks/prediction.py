@@ -24,7 +24,7 @@ import soundfile as sf
 import torch
 import transformers
 
-from cdser.audio import as_float, as_int16, decoded, open_store, resample
+from cdser.audio import decoded, open_store, resample
 from cdser.batches import Utterances
 from cdser.config import LABELS, SAMPLE_RATE, Experiment
 from cdser.corpora import load_corpus
@@ -39,10 +39,10 @@ MAX_SECONDS = Experiment('', '').max_seconds
 
 
 def load(path: Path) -> np.ndarray: # (samples,) float32
-    "What soundfile reads, at 16 kHz; what was resampled is rounded to 16 bits, as the store keeps it."
+    "What soundfile reads, at 16 kHz."
     samples, rate = sf.read(path, dtype='float32', always_2d=True)
     samples = samples.mean(1)[:round(MAX_SECONDS * rate)]
-    return samples if rate == SAMPLE_RATE else as_float(as_int16(resample(samples, rate)))
+    return resample(samples, rate)
 
 
 def sharpen(model: Recogniser, store, device: str) -> Recogniser:

@@ -27,19 +27,24 @@ BEGAN = time.perf_counter()
 
 def write_corpus(folder: Path, hours: float, max_seconds: float) -> None:
     "Empty recordings, a manifest, and the store that decoding them would have left."
-    from cdser.audio import fingerprint
+    from cdser.audio import store_key
     from cdser.config import LABELS, SAMPLE_RATE
-    from cdser.corpora import released
+    from cdser.corpora import load_corpus, released
+    from cdser.files import SETTLED, content_digests
+    from cdser.runs import open_recordings
+    from corpus import silent_store
     seconds = released('iemocap').duration_s.clip(upper=max_seconds)
     lengths = np.array(list(islice(cycle((seconds * SAMPLE_RATE).astype(int)), int(hours * 3600 / seconds.mean()))))
-    corpus, store = folder / 'corpora' / 'large', folder / 'runs' / 'audio' / 'large'
-    for path in (corpus / 'audio', store): path.mkdir(parents=True)
+    corpus = folder / 'corpora' / 'large'
+    (corpus / 'audio').mkdir(parents=True)
     names = [f'audio/{i}.wav' for i in range(len(lengths))]
     for name in names: (corpus / name).touch()
     (corpus / 'manifest.csv').write_text('path,label,speaker\n' + '\n'.join(f'{name},{LABELS[i % 4]},s{i % 50}' for i, name in enumerate(names)))
-    np.save(store / 'offsets.npy', np.cumsum([0, *lengths]))
-    with open(store / 'samples.int16', 'wb') as file: file.truncate(2 * int(lengths.sum()))
-    (store / 'store.json').write_text(json.dumps(dict(digest='silence', fingerprint=fingerprint([corpus / name for name in names], max_seconds))))
+    digests = content_digests(load_corpus('large', folder / 'corpora').paths)
+    silent_store(folder / 'runs' / 'audio' / store_key(digests, max_seconds), lengths, max_seconds)
+    time.sleep(SETTLED / 1e9) # digests are kept of files that have not just been written
+    open_recordings('large', folder / 'corpora', folder / 'runs', max_seconds)
+
 
 
 def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> seconds; utterances; peak in GB

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from .audio import AudioStore, open_store
+from .audio import AudioStore, as_float, open_store
 from .config import HIDDEN, LABELS, SAMPLE_RATE
 
 # %% ../nbs/05_batches.ipynb #ebc715bf
@@ -34,7 +34,7 @@ SOURCE, TARGET = 0, 1 # the corpus that an utterance is of
 @dataclass
 class Batch:
     "Some utterances, end to end."
-    waveforms: Tensor # (samples of all,) float32 in [-1, 1), utterance after utterance, on the device
+    waveforms: Tensor # (samples of all,) float32, full scale is 1, utterance after utterance, on the device
     lengths: Tensor   # (batch,) int64, samples, on the CPU
     labels: Tensor    # (batch,) int64 class indices, HIDDEN where the setup hides them, on the device
     domains: Tensor   # (batch,) int64, SOURCE or TARGET, on the device
@@ -47,11 +47,14 @@ def collate(store: AudioStore,
            ) -> Batch:
     "Read utterances from the store into one batch on the device."
     lengths = torch.from_numpy(store.lengths[rows].astype(np.int64))
-    samples = torch.empty(int(lengths.sum()), dtype=torch.int16, pin_memory=str(device).startswith('cuda'))
-    np.concatenate([store[i] for i in rows], out=samples.numpy())
+    heard = [store[i] for i in rows]
+    exact = all(samples.dtype == np.int16 for samples in heard)
+    if not exact: heard = [as_float(samples) for samples in heard]
+    samples = torch.empty(int(lengths.sum()), dtype=torch.int16 if exact else torch.float32, pin_memory=str(device).startswith('cuda'))
+    np.concatenate(heard, out=samples.numpy())
     to_device = lambda x: x.to(device, non_blocking=True)
-    return Batch(to_device(samples).float().div_(2**15), lengths, to_device(torch.tensor(labels)),
-                 torch.full((len(rows),), domain, device=device))
+    waveforms = to_device(samples).float().div_(2**15) if exact else to_device(samples)
+    return Batch(waveforms, lengths, to_device(torch.tensor(labels)), torch.full((len(rows),), domain, device=device))
 
 def merge(batches: list[Batch]) -> Batch:
     "Several batches as one."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'FOUND', 'STATUS', 'printable', 'say', 'check_output', 'check_new', 'plan_of', 'run_verify', 'run_audit',
-           'against', 'run_split', 'run_fetch', 'run_import', 'Arguments', 'whole', 'place', 'parser',
+           'against', 'run_split', 'run_fetch', 'run_runs', 'run_import', 'Arguments', 'whole', 'place', 'parser',
            'add_corpus_commands', 'leave_quietly', 'complain', 'tell_warning', 'main']
 
 # %% ../nbs/41_cli.ipynb #7872a68d
@@ -122,6 +122,19 @@ def run_fetch(args) -> int:
     else: say(f'{args.folder}: {fetch(args.corpus, args.folder, args.accept_licence)} files fetched')
     return 0
 
+def run_runs(args) -> int:
+    "Say which versions the runs of a store are of and what lies beside them; with --prune, remove what none of them needs."
+    from cdser.store import RunStore, by_version, prune # reads models, so it takes seconds to import
+    if not args.folder.is_dir(): raise BadInput(f'{args.folder}: there is no such folder')
+    store = RunStore(args.folder)
+    if args.prune:
+        gone = prune(store)
+        say(gone.to_string(index=False, float_format='%.1f') if len(gone) else 'nothing to remove')
+        say(f'{gone.megabytes.sum():.1f} MB are free again')
+    found = by_version(store)
+    say(found.to_string(index=False, float_format='%.1f') if len(found) else f'{args.folder}: holds no runs')
+    return 0
+
 def run_import(args) -> int:
     "Turn a data set of the datasets library into a corpus."
     say(f'{args.folder}: {len(import_dataset(args.saved, args.folder, args.audio, args.label, args.speaker))} recordings and manifest.csv')
@@ -166,6 +179,9 @@ def parser() -> argparse.ArgumentParser:
     get.add_argument('corpus', nargs='?', help='its name, such as nemo')
     get.add_argument('folder', nargs='?', type=place, help='where it is to lie')
     get.add_argument('--accept-licence', action='store_true', help='you have read the licence and agree')
+    kept = command('runs', run_runs, 'list the runs of a store by version; --prune removes what none of them needs')
+    kept.add_argument('folder', nargs='?', type=place, default=Path('runs'), help='the store; default: runs')
+    kept.add_argument('--prune', action='store_true', help='remove decoded audio, warm encoders, checkpoints and leftovers that no run needs')
     bring = command('import-dataset', run_import, 'turn a folder of the datasets library into a corpus',
                     ('saved', 'the folder that save_to_disk wrote'), ('folder', 'the corpus to be'))
     for column in ('audio', 'label', 'speaker'): bring.add_argument(f'--{column}', default=column, help='the name of this column')

@@ -135,6 +135,7 @@ def as_number(name: str, value: Any, kind: type) -> int | float:
     "An int or a float of Python's own. Raises `BadInput` where `value` is none, or lies outside `LEAST_MOST`."
     if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0: value = value.item() # NumPy's and torch's
     whole = kind is int
+    if whole and isinstance(value, float) and value.is_integer(): value = int(value) # YAML writes 2. for 2
     number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
     if not number: raise BadInput(f'{name}: {repr(value)[:80]} is not {"a whole number" if whole else "a number"}')
     low, high = LEAST_MOST.get(name, (0., 1e6)) # the last for the weight of a loss term

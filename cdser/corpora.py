@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def read_fields(path: Path, separator: str = ',') -> tuple[list[str], list[str]]
     header, fields, last = None, [], '\n'
     def noted(lines):
         nonlocal last
-        for last in lines: yield last
+        for last in lines: yield last # noqa: UP028 (the last line is looked at below)
     quoting = csv.QUOTE_NONE if separator == '\t' else csv.QUOTE_MINIMAL
     rows = csv.reader(noted(text_lines(path)), delimiter=separator, quoting=quoting, skipinitialspace=True, strict=True)
     try:
@@ -118,7 +119,7 @@ def as_numbers(values: list, what: str, name: str) -> np.ndarray: # (n,) float64
 def read_csv(path: Path,
              needs: tuple[str, ...],       # columns that must be there
              separator: str = ',',
-             numbers: dict[str, type] = {}, # column -> int or float; a float may be empty, which is NaN
+             numbers: dict[str, type] | None = None, # column -> int or float; a float may be empty, which is NaN
             ) -> pd.DataFrame:              # of str, but for `numbers`
     "A CSV file in UTF-8. Raises `BadInput` where it is none, lacks a column, or has one twice."
     path = as_path('path', path)
@@ -131,7 +132,7 @@ def read_csv(path: Path,
     if missing := [c for c in needs if c not in columns.values()]:
         raise BadInput(f'{path}: has no column {" and no ".join(missing)}; {expected}')
     table = pd.DataFrame({c: fields[i::width] for i, c in columns.items()}, dtype=str)
-    for c, kind in numbers.items():
+    for c, kind in (numbers or {}).items():
         if c not in table: continue
         found = as_numbers(table[c].tolist(), c, str(path))
         if kind is int:
@@ -869,9 +870,7 @@ def import_dataset(saved: Path,             # a folder that `save_to_disk` wrote
                    speaker: str = 'speaker',
                   ) -> pd.DataFrame:        # path, emotion, speaker; and session, gender, text_id where known
     "Write the recordings and a manifest.csv. Raises `BadInput` where something is missing, and leaves nothing behind."
-    try: import datasets
-    except ImportError as err:
-        raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'") from err
+    if find_spec('datasets') is None: raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'")
     saved, folder = as_path('saved', saved), as_path('folder', folder)
     columns = dict(audio=audio, emotion=emotion, speaker=speaker)
     check_component('folder', folder.name)

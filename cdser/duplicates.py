@@ -10,7 +10,7 @@ __all__ = ['BANDS', 'SLOTS', 'WINDOW', 'HOP', 'EDGES', 'FIRST_BINS', 'HANN', 'NE
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from .audio import AudioStore, in_threads
+from .audio import AudioStore, as_float, in_threads
 from .config import SAMPLE_RATE
 
 # %% ../nbs/06_duplicates.ipynb #ea307d49
@@ -20,7 +20,7 @@ EDGES = np.geomspace(150, 3600, BANDS + 1) # Hz
 FIRST_BINS = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE), EDGES) # of each band, and the one after the last
 HANN = np.hanning(WINDOW).astype(np.float32)
 
-def sketch(samples: np.ndarray, # (samples,) at SAMPLE_RATE, of any scale
+def sketch(samples: np.ndarray, # (samples,) at SAMPLE_RATE, float or integer, of any scale
           ) -> np.ndarray:      # (SLOTS * BANDS,) float32, of length 1
     "What a clip sounds like, coarsely; invariant to level, and to a filter that is the same throughout."
     padded = np.pad(samples.astype(np.float32), (0, max(WINDOW - len(samples), 0)))
@@ -42,7 +42,7 @@ TILE = 2048 # recordings that are compared with as many others at a time
 def sketches(store: AudioStore, progress: bool = True) -> np.ndarray: # (n, SLOTS * BANDS) float32
     "The sketch of every recording of a store."
     if not len(store): return np.zeros((0, SLOTS * BANDS), np.float32)
-    return np.stack(list(in_threads(lambda i: sketch(store[i]), range(len(store)), 'sketching', progress)))
+    return np.stack(list(in_threads(lambda i: sketch(as_float(store[i])), range(len(store)), 'sketching', progress)))
 
 def near_duplicates(found: np.ndarray,   # (n, numbers) sketches
                     near: float = NEAR,

@@ -8,7 +8,7 @@ __all__ = ['DRAFT', 'ABANDONED', 'SETTLED', 'BEAT', 'SILENT', 'shown', 'check_co
            'stamp', 'read_kept', 'content_digests', 'watch_parent', 'Claim']
 
 # %% ../nbs/00_files.ipynb #5d50461a
-import hashlib, json, os, re, secrets, shutil, socket, threading, time
+import hashlib, json, os, re, secrets, shutil, socket, stat, threading, time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -144,6 +144,7 @@ def stamp(path: Path) -> list[int] | None: # None where there is no file
     "What the file system says of a file; equal only while its content is."
     try: found = os.stat(path)
     except OSError: return None
+    if not stat.S_ISREG(found.st_mode): return None # a pipe or a device would never end
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 def read_kept(keep: Path | None) -> dict[str, list]: # path -> [*stamp, digest]
@@ -172,7 +173,8 @@ def content_digests(paths: list[Path],
             Path(keep).parent.mkdir(parents=True, exist_ok=True)
             write_file(keep, f'{hashlib.sha256(text.encode()).hexdigest()}\n{text}')
         except (OSError, BadInput): pass # a folder that cannot be written to costs time, nothing else
-    return [(known | made).get(name, '') for name in names]
+    found = known | made
+    return [found.get(name, '') for name in names]
 
 # %% ../nbs/00_files.ipynb #bb8e1f9b
 def watch_parent(parent: int) -> None: # its process number

@@ -44,18 +44,22 @@ def open_recordings(name: str,         # of the corpus
     corpus = load_corpus(name, corpora_root, label_map)
     check_apart('runs_dir', runs_dir, corpus.root)
     audio = Path(runs_dir) / 'audio'
-    files = content_digests(corpus.paths, audio / 'digests' / f'{content_hash(os.path.realpath(corpus.root))}.json')
+    digests = content_digests(list(dict.fromkeys(corpus.paths)), audio / 'digests' / f'{content_hash(os.path.realpath(corpus.root))}.json')
+    by_path = dict(zip(dict.fromkeys(corpus.paths), digests))
+    files = [by_path[path] for path in corpus.paths]
     file = corpus.root / 'split.csv'
     frozen = read_split(file, corpus.table) if file.is_file() else None
-    return Recordings(corpus, open_store(audio / name, corpus.paths, max_seconds), files, frozen)
+    return Recordings(corpus, open_store(audio, corpus.paths, max_seconds, corpus.segments, files), files, frozen)
 
 # %% ../nbs/23_parts.ipynb #0eb73448
 def check_pair(source: Recordings, target: Recordings) -> None:
     "Raise `BadInput` where a recording is in both corpora."
-    both = set(source.files) & set(target.files) - {''}
-    if not both: return
-    one, other = (corpus.corpus.names[corpus.files.index(min(both))] for corpus in (source, target))
-    raise BadInput(f'target: {len(both)} recordings of {target.corpus.name} are in {source.corpus.name}, too, such as {other} ({one}); '
+    same = np.isin(target.files, source.files) | np.isin(target.store.contents, source.store.contents)
+    if not same.any(): return
+    at = int(same.argmax())
+    there = int(((np.array(source.files) == target.files[at]) | (source.store.contents == target.store.contents[at])).argmax())
+    one, other = source.corpus.names[there], target.corpus.names[at]
+    raise BadInput(f'target: {same.sum()} recordings of {target.corpus.name} are in {source.corpus.name}, too, such as {other} ({one}); '
                    'their labels would be trained on, so keep each in one corpus')
 
 # %% ../nbs/23_parts.ipynb #8d8d134b

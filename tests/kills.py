@@ -112,6 +112,10 @@ def kill_fit(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict:
                 steps_lost_a_kill=dict(mean=round(sum(lost) / len(lost), 1), most=max(lost)), finished_before=early)
 
 
+def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
 def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict:
     planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 2}) for seed in range(6)]
     def grid(where): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=4)
@@ -129,9 +133,8 @@ def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict
         os.kill(child, rng.choice([signal.SIGKILL, signal.SIGTERM])) # the parent alone
         finished(child)
         killed = time.perf_counter()
-        def alive(): return [w for w in workers if w.is_running() and w.status() != psutil.STATUS_ZOMBIE]
-        while alive() and time.perf_counter() - killed < AFTER: time.sleep(.1)
-        longest, outlived = max(longest, time.perf_counter() - killed), outlived + bool(alive())
+        while running(workers) and time.perf_counter() - killed < AFTER: time.sleep(.1)
+        longest, outlived = max(longest, time.perf_counter() - killed), outlived + bool(running(workers))
         there = {id: (store / id).stat().st_ino for id in (ids(store) if store.exists() else ())}
         assert finished(forked(grid(store)))
         same += {id: digests(store / id) for id in ids(store)} == want

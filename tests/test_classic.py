@@ -9,8 +9,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 import cdser.classic
-from cdser.audio import build_store
-from cdser.classic import NORMS, classic_predictions, extractor, fit_classic, functionals, released_functionals
+from cdser.audio import open_store
+from cdser.classic import NORMS, classic_predictions, extractor, fit_classic, functionals, functionals_file, read_functionals, released_functionals
 from cdser.config import LABELS, SETUPS, BadInput, Experiment
 from cdser.corpora import load_corpus
 from cdser.evaluate import uar
@@ -85,7 +85,7 @@ def test_without_opensmile_the_error_says_how_to_get_it(monkeypatch, recordings)
     extractor.cache_clear()
     monkeypatch.setitem(sys.modules, 'opensmile', None)
     with pytest.raises(BadInput, match=r"pip install 'cdser\[classic\]'"): fit_classic(E, *recordings)
-    assert not [path for path in recordings[0].store.folder.iterdir() if 'egemaps' in path.name]
+    assert not (recordings[0].store.folder.parent / 'egemaps').exists()
 
 
 def test_an_utterance_is_measured_once_and_anew_when_its_audio_changes(stand_in, recordings, tmp_path):
@@ -93,10 +93,21 @@ def test_an_utterance_is_measured_once_and_anew_when_its_audio_changes(stand_in,
     before = functionals(store)
     assert before.shape == (72, 88) and len(stand_in) == 72
     assert (functionals(store) == before).all() and len(stand_in) == 72
-    assert len([path for path in store.folder.iterdir() if 'egemaps' in path.name]) == 1 # no drafts are left
+    file = functionals_file(store)
+    assert list(file.parent.iterdir()) == [file] # no drafts are left, and nothing lies in the store
     paths = recordings[0].corpus.paths
-    again = build_store(store.folder, [*paths[1:], paths[0]], None, {'fingerprint': 'another'})
+    again = open_store(store.folder.parent, [*paths[1:], paths[0]], E.max_seconds)
     assert again.digest != store.digest and np.array_equal(functionals(again), np.roll(before, -1, 0)) and len(stand_in) == 144
+
+
+@pytest.mark.parametrize('spoil', [lambda content: content[:-1], lambda content: b'', lambda content: bytes(len(content)),
+                                   lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:]])
+def test_functionals_that_were_damaged_are_computed_again(spoil, stand_in, recordings):
+    store = recordings[0].store
+    before, file = functionals(store), functionals_file(store)
+    file.write_bytes(spoil(file.read_bytes()))
+    assert read_functionals(file, len(store)) is None
+    assert (functionals(store) == before).all() and len(stand_in) == 144 and (read_functionals(file, len(store)) == before).all()
 
 
 @pytest.mark.parametrize('setup', NORMS)

@@ -23,7 +23,7 @@ def exported(folder: Path, standardise: bool = False, **config) -> Recogniser:
     "A recogniser of sharp opinions, saved."
     torch.manual_seed(0)
     model = Recogniser(Encoder(Wav2Vec2Model(Wav2Vec2Config(**{**NANO, **config}, apply_spec_augment=False))), standardise=standardise).eval()
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.ndim > 1: p.data *= 1.5
     model.encoder.layer_weights.data = torch.randn(4)
     if standardise: model.standardisation.learn({1: torch.randn(9, 128) + 1})
