@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROLES', 'LIMIT', 'CHUNK', 'tell', 'measure', 'warm_up', 'quiet_and_on_one_thread', 'best_device', 'claimed',
            'warn_of_cuts', 'Planned', 'plan_run', 'run_id', 'compute', 'report_divergence', 'fit', 'make_run', 'work',
-           'grid', 'run_missing', 'records', 'gather', 'InMemory', 'recognise']
+           'grid', 'end_workers', 'run_missing', 'records', 'gather', 'InMemory', 'recognise']
 
 # %% ../nbs/30_runs.ipynb #df015f2d
 import json, os, time, warnings
@@ -244,6 +244,11 @@ def grid(experiments: list[Experiment],
     run_missing(missing, store, at_a_time, (corpora_root, runs_dir, device, label_map))
     return [store.get(p.id, p.experiment) for p in planned]
 
+def end_workers(kill: bool) -> None:
+    "Idle workers would keep their memory for minutes, and busy ones, when a grid is stopped, would work for nobody."
+    executor = get_reusable_executor(reuse=True)
+    getattr(executor, 'terminate', executor.shutdown)(kill_workers=kill) # joblib's also removes its folder of shared memory
+
 def run_missing(missing: dict[str, Experiment], store: RunStore, workers: int, where: tuple) -> None: # where: as of `work`
     "Make runs, several at a time: first those that nobody else is at work on, then, as often as it takes, the rest."
     from cdser import runs # workers import the library; a function of this notebook could not travel
@@ -258,8 +263,8 @@ def run_missing(missing: dict[str, Experiment], store: RunStore, workers: int, w
                 for done in Parallel(n_jobs=at_a_time, return_as='generator_unordered', max_nbytes=None, **watched)(jobs): bar.update(done)
                 finished = True
             except TerminatedWorkerError: pass # the system killed a worker; what it was at is made again
-            finally: # idle workers would keep their memory for minutes, and busy ones work for nobody
-                if at_a_time > 1: get_reusable_executor().shutdown(kill_workers=not finished)
+            finally:
+                if at_a_time > 1: end_workers(kill=not finished)
             missing = {id: e for id, e in missing.items() if id not in store}
             bar.update(bar.total - len(missing) - bar.n)
             wait, fruitless = True, fruitless + 1 if len(missing) == before else 0
