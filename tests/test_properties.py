@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from fuzzing import times
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import cdser.encoder
@@ -35,8 +36,9 @@ from cdser.train import predict
 LEAST = int(SHORTEST * SAMPLE_RATE) # samples of the shortest recording that is read
 
 
-def some(n: int): # with the profile's number of examples where that is larger, as in `make fuzz`
-    return settings(max_examples=max(n, settings.default.max_examples) if settings.default.max_examples > 50 else n)
+def some(n: int = 50) -> settings:
+    "So many examples, and in `make fuzz` as many times more as there; how fast they are made depends on who else is at work."
+    return settings(max_examples=times(n), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
 
 
 # ---- predictions
@@ -178,6 +180,7 @@ def crossing(values: pd.Series, split) -> bool:
     return bool(sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
 
 
+@some()
 @given(rows=PEOPLE, protocol=st.sampled_from(('', *PROTOCOLS[:3])), apart=st.booleans(), seed=st.integers(0, 99), order=st.randoms(use_true_random=False))
 def test_no_speaker_recording_or_text_crosses_in_any_order_of_rows(rows, protocol, apart, seed, order):
     "Where a split is made and is fit; the same split whatever the order of rows, and each time."
@@ -204,6 +207,7 @@ def test_no_speaker_recording_or_text_crosses_in_any_order_of_rows(rows, protoco
             for part in PARTS: assert set(table.path.iloc[getattr(one, part)]) == set(of.path.iloc[getattr(two, part)])
 
 
+@some()
 @given(rows=PEOPLE, seed=st.integers(0, 99), share=st.floats(.01, .99))
 def test_a_source_is_divided_by_speakers_into_all_it_has(rows, seed, share):
     corpus, files = corpus_of(rows)
@@ -230,6 +234,7 @@ def test_what_is_frozen_is_read_again_or_nothing_is_written(tmp_path_factory, ro
     assert freeze(corpus.table, splits).path.is_unique and [path.name for path in file.parent.iterdir()] == ['split.csv']
 
 
+@some()
 @given(labels=st.lists(st.integers(HIDDEN, 3), max_size=60).map(lambda x: np.array(x, dtype=np.int64)), shots=st.integers(0, 20), seed=st.integers(0, 2**32 - 1))
 def test_few_labels_are_as_many_as_asked_for_and_among_more(labels, shots, seed):
     before, few = labels.copy(), few_labels(labels, shots, seed)
@@ -301,9 +306,9 @@ NO_PART = dict( # field -> whether it plays no part in a run
     freeze_front_end=lambda e: e.freeze_encoder, encoder_lr=lambda e: e.freeze_encoder)
 
 
-@settings(max_examples=4 * settings.default.max_examples)
+@some(200)
 @given(data=st.data(), field=st.sampled_from(tuple(FIELDS)), chosen=st.fixed_dictionaries(
-    {name: FIELDS[name] for name in ('setup', 'weights', 'warm_start', 'objective', 'views', 'freeze_encoder', 'selection')}))
+    {name: FIELDS[name] for name in ('setup', 'weights', 'warm_start', 'objective', 'views', 'freeze_encoder')}))
 def test_what_decides_a_run_changes_with_every_field_that_matters_and_with_no_other(data, field, chosen):
     try: e = check_experiment(Experiment('a', 'b', **chosen))
     except BadInput: assume(False)
@@ -313,6 +318,7 @@ def test_what_decides_a_run_changes_with_every_field_that_matters_and_with_no_ot
     assert (content_hash(deciding(changed)) == content_hash(deciding(e))) == (field in NO_PART and NO_PART[field](e))
 
 
+@some()
 @given(chosen=st.fixed_dictionaries({}, optional={name: values for name, values in FIELDS.items() if name not in ('source', 'target')}))
 def test_equal_values_decide_the_same_whatever_their_types(chosen):
     try: e = check_experiment(Experiment('a', 'b', **chosen))
