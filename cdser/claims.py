@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from .config import ABLATIONS, PROFILES, RIVALS, BadInput, parse_pairs
 from .evaluate import compare, uar
+from .files import write_file, writing
 from .report import markdown, pairs_of
 
 # %% ../nbs/35_claims.ipynb #14b4f1fe
@@ -147,8 +148,8 @@ def write_claims(table: pd.DataFrame, # of `claims`
                 ) -> list[Path]:      # claims.csv and claims.md
     "Write the ledger as CSV, to four decimal places, and as Markdown."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     files = [folder / 'claims.csv', folder / 'claims.md']
-    table.to_csv(files[0], index=False, float_format='%.4f', lineterminator='\n')
-    files[1].write_text(f'{CAPTION}\n\n{markdown(readable_claims(table))}', encoding='utf-8')
+    write_file(files[0], table.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
+    write_file(files[1], f'{CAPTION}\n\n{markdown(readable_claims(table))}')
     return files

@@ -98,10 +98,10 @@ def fit_classic(e: Experiment, # setup (one of NORMS), seed, fold and protocol c
     parts, words = make_parts(e, source, target), np.array(LABELS)
     measured = [functionals(part.store)[part.rows] for part in (parts.training[0], parts.training[-1], parts.test)]
     said, p = classic_predictions(measured[0], parts.training[0].labels, *measured[1:], NORMS[e.setup])
-    table = pd.DataFrame(dict(id=content_hash(['egemaps_svm', run_id(replace(e, weights={'emotion': 1.}), source, target)]),
+    table = pd.DataFrame(dict(id=content_hash(['egemaps_svm', run_id(replace(e, weights={'emotion': 1.}, encoder='nano'), source, target)]),
                               source=e.source, target=e.target, setup=e.setup, shots=0, method='egemaps_svm', seed=e.seed, fold=e.fold,
                               validated_on='–', processor=processor(), speaker=target.corpus.table.speaker.to_numpy()[parts.test.rows],
-                              path=target.corpus.table.path.to_numpy()[parts.test.rows],
+                              path=np.array(target.corpus.names)[parts.test.rows],
                               label=words[parts.test.labels], prediction=words[said]))
     return table.join(pd.DataFrame(p.round(6), columns=[f'p_{word}' for word in LABELS]))
 

@@ -9,6 +9,7 @@ __all__ = ['COLUMN', 'PAGE', 'CHANCE', 'BESIDE', 'SETUP_COLOURS', 'SETUP_NAMES',
            'figure_confusion']
 
 # %% ../nbs/32_figures.ipynb #65ca20d0
+import io
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl
@@ -21,6 +22,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from .config import LABELS, PROPOSED, ROWS, BadInput, method_name
 from .evaluate import confusion
+from .files import write_file, writing
 from .report import pairs_of, words
 from .runs import Run
 
@@ -45,12 +47,13 @@ def style():
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]: # the two files
     "Write a figure as PNG, 200 dots an inch, and as SVG."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f'{name}.png', folder / f'{name}.svg'
-    with style():
-        figure.savefig(png, dpi=200, bbox_inches='tight', metadata={'Software': None})
-        figure.savefig(svg, bbox_inches='tight', metadata={'Date': None})
-    return [png, svg]
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f'{name}.png', folder / f'{name}.svg']
+    kinds = dict(format='png', dpi=200, metadata={'Software': None}), dict(format='svg', metadata={'Date': None})
+    for file, options in zip(files, kinds):
+        with style(): figure.savefig(drawn := io.BytesIO(), bbox_inches='tight', **options)
+        write_file(file, drawn.getvalue())
+    return files
 
 # %% ../nbs/32_figures.ipynb #5eb0d5e4
 def row_names(table: pd.DataFrame) -> pd.Series:

@@ -8,10 +8,10 @@ __all__ = ['DRAFT', 'ABANDONED', 'SETTLED', 'BEAT', 'SILENT', 'shown', 'check_co
            'stamp', 'read_kept', 'content_digests', 'watch_parent', 'Claim']
 
 # %% ../nbs/00_files.ipynb #5d50461a
-import hashlib, json, os, re, secrets, shutil, socket, stat, threading, time
+import fcntl, hashlib, json, os, re, secrets, shutil, socket, stat, threading, time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from .config import BadInput
@@ -212,14 +212,17 @@ class Claim:
         return alive is False or alive is None and age > SILENT
 
     def clear(self) -> None:
-        "Remove a void claim; if somebody else has cleared it and taken the place meanwhile, give that back."
-        aside = self.path.with_name(f'.{self.path.name}-{secrets.token_hex(4)}')
-        try: os.rename(self.path, aside)
-        except FileNotFoundError: return
+        "Remove a void claim, one process at a time: else the second might remove what the first has taken since."
+        folder, aside = os.open(self.path.parent, os.O_RDONLY), self.path.with_name(f'.{self.path.name}-{secrets.token_hex(4)}')
         try:
-            if not self.is_void(aside): os.link(aside, self.path)
-        except FileExistsError: pass
-        finally: aside.unlink(missing_ok=True)
+            with suppress(OSError): fcntl.flock(folder, fcntl.LOCK_EX) # until it is closed; some network file systems have none
+            if not self.is_void(self.path): return
+            os.rename(self.path, aside)
+            if not self.is_void(aside): os.link(aside, self.path) # without a lock, somebody else's after all
+        except (FileNotFoundError, FileExistsError): pass
+        finally:
+            aside.unlink(missing_ok=True)
+            os.close(folder)
 
     def beat(self, done: threading.Event) -> None:
         while not done.wait(BEAT):
@@ -231,4 +234,5 @@ class Claim:
         if self.done is None: return
         self.done.set()
         self.done = None
-        self.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError): # what was taken for void meanwhile is somebody else's by now
+            if self.path.read_text() == process_name(): self.path.unlink()

@@ -138,7 +138,7 @@ def test_target_labels_and_tested_audio_have_no_part_in_it(stand_in, recordings,
     monkeypatch.setattr(cdser.classic, 'functionals', lambda store: z[store.digest])
     table = target.corpus.table
     dealt = table.groupby('speaker').label.transform(lambda labels: np.roll(labels.to_numpy(), 1))
-    changed = fit_classic(E, source, Recordings(replace(target.corpus, table=table.assign(label=dealt)), target.store))
+    changed = fit_classic(E, source, Recordings(replace(target.corpus, table=table.assign(label=dealt)), target.store, target.files))
     assert (changed.label != said.label).any() and changed.path.tolist() == said.path.tolist()
     assert changed.prediction[first].tolist() == said.prediction[first].tolist()
     assert changed.prediction[~first].tolist() != said.prediction[~first].tolist() # what was broken was heard

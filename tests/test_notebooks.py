@@ -6,14 +6,15 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import cdser.runs
 import pandas as pd
 import papermill
 import pytest
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from cdser.cli import main
-from cdser.config import PROFILES, RIVALS, ROWS, SELECTIONS, main_experiments, parse_pairs
-from cdser.corpora import read_manifest
+from cdser.config import BadInput, PROFILES, RIVALS, ROWS, SELECTIONS, main_experiments, parse_pairs
+from cdser.corpora import read_manifest, write_manifest
 from cdser.runs import RunStore
 from trees import paper_trees
 
@@ -114,10 +115,10 @@ def test_the_tables_of_different_notebooks_agree_where_they_show_the_same_cell(e
 
 def test_the_ledger_is_made_of_stored_runs_alone_where_nothing_may_be_trained(evidence, studios, tmp_path):
     shutil.copytree(evidence / 'runs', tmp_path / 'runs')
-    stored = set((tmp_path / 'runs').iterdir())
+    stored = RunStore(tmp_path / 'runs').runs()
     reproduce(tmp_path, studios, '95_claims', profile='open', pairs='studio_a>studio_b,studio_b>studio_a', seeds=2, epochs=1,
               settings=dict(epoch_steps=2), train=False)
-    assert set((tmp_path / 'runs').iterdir()) == stored
+    assert len(stored) > 10 and RunStore(tmp_path / 'runs').runs() == stored
     ledger = pd.read_csv(tmp_path / 'figures' / 'open' / 'claims.csv')
     missing = ledger[ledger.pair == 'studio_b → studio_a'].set_index('claim').verdict
     untested = 3 if find_spec('opensmile') else 5 # the classic is a rival, and needs no stored run
@@ -136,23 +137,127 @@ def test_what_each_question_asks_is_in_its_table(evidence):
     assert len(ledger) == 6 and set(ledger.verdict) <= {'supported', 'contradicted', 'undecided', 'not testable'}
 
 
-@pytest.mark.parametrize('parameters, message', [
-    (dict(profile='dmeo'), "profile: 'dmeo' is not known; use one of demo, open, paper"),
-    (dict(profile='open', pairs='studio_a'), "pairs: 'studio_a' is not two corpora joined by '>'"),
-    (dict(profile='open', pairs='studio_a>nowhere'), 'nowhere'),
-    (dict(profile='open', pairs='studio_a>studio_b', encoder='no/such/folder', epochs=1), "encoder: 'no/such/folder'"),
-    (dict(profile='open', pairs='studio_a>studio_b', epochs=-1), 'epochs: -1 must be above zero'),
-    (dict(profile='open', pairs='studio_a>studio_b', seeds=-1), 'seeds: -1 must be above zero'),
-    (dict(profile='open', pairs='studio_a>studio_b', device='tpu'), "device: 'tpu' is not known")])
-def test_a_wrong_parameter_ends_in_one_clear_error_and_no_run(studios, tmp_path, parameters, message):
-    with pytest.raises(papermill.PapermillExecutionError) as err: reproduce(tmp_path, studios, **parameters)
-    assert err.value.ename == 'BadInput' and message in err.value.evalue
-    assert not [path for path in (tmp_path / 'runs').glob('*') if path.name != 'audio']
+class Trained(Exception):
+    "Raised in the place of training."
 
 
-def test_a_missing_corpora_root_is_one_clear_error(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError) as err: reproduce(tmp_path, tmp_path / 'absent', profile='open')
-    assert err.value.ename == 'BadInput' and 'absent' in err.value.evalue
+def plan(notebook: str, **parameters) -> None:
+    "The cells of a notebook up to its first training; raises `Trained` there."
+    names = {}
+    for cell in cells(ROOT / 'nbs' / f'{notebook}.ipynb', 'code'):
+        exec(''.join(cell['source']).replace('%matplotlib inline', ''), names) # noqa: S102 (cells of this repository)
+        if 'parameters' in cell['metadata'].get('tags', []): names.update(parameters)
+
+
+@pytest.fixture(scope='module')
+def places(studios, tmp_path_factory) -> dict[str, str]:
+    "Folders for notebooks, and a corpus `again` that holds what `studio_a` holds."
+    folder = tmp_path_factory.mktemp('places')
+    for name, copied in (('studio_a', 'studio_a'), ('studio_b', 'studio_b'), ('studio_a', 'again')):
+        shutil.copytree(studios / name, folder / 'corpora' / copied)
+    return dict(corpora_root=str(folder / 'corpora'), runs_dir=str(folder / 'runs'), figures_dir=str(folder / 'figures'))
+
+
+AMOUNTS = (-1, '5', None, 1.5, True, [3], 10**9)
+FOLDERS = ('/dev/null/x', 'README.md', None, '', True, 1.5, [])
+WRONG = dict( # parameter -> what it may not be
+    profile=('dmeo', None, 3, ['demo'], ''),
+    corpora_root=('absent', None, 2024, '', ['corpora'], True, '/dev/null'),
+    pairs=('studio_a', 'studio_a>studio_a', 5, None, ['studio_a>studio_b'], '>', ',', '../a>studio_b', 'studio_a>studio_b,studio_a>studio_b'),
+    encoder=('no/such/folder', None, 3, ['nano'], {}), seeds=AMOUNTS, epochs=AMOUNTS, protocol=('kfold', 5, None, [], 'frozen'),
+    label_map=('absent.csv', 7, None, ['map.csv'], '.', 'README.md'), runs_dir=FOLDERS, figures_dir=FOLDERS,
+    device=('tpu', None, 0, '', ['cpu']),
+    settings=(None, 'epochs', [1], {'temprature': 1}, {1: 2}, {'seed': 3}, {'views': 'x'}, {'standardise': True}, {'warm_start': 3},
+              {'augmentations': 'noise'}, {'weights': {}}, {'profile': 'demo'}, {'temperature': -1}, {'selection': 'im_score'}))
+FACTORS = ('0', '', None, 'x', -1, '1,,2', '2,2', [], {}, True, 'nan', 'inf', '1e9')
+OF_ONE = {'90_reproduce': {},
+          '91_target_labels': dict(shots=('1,x', '', None, '0', -1, '1,,2', '4,4', 1.5, [], ['x'], {}, True, '1e3')),
+          '92_loss_weights': dict(factors=FACTORS, fine=FACTORS, temperatures=FACTORS),
+          '93_corpora_matrix': dict(
+              corpora=('studio_a', 'studio_a,,studio_b', 'studio_a,studio_a', 5, None, [], {}, 'studio_a>studio_b,b', ['studio_a', 3], '../a,studio_b'),
+              best=(None, 'standardise', ['standardise'], {'standardise': 'yes'}, {'standardise': False}, {'standardize': True}, {'temperature': .2},
+                    {'seed': 1}, {'selection': 'best'})),
+          '94_rivals': dict(warm=(-1, 0, 2, '6', None, 1.5, True, [6], 10**9)),
+          '95_claims': dict(train=('no', 'False', 1, 0, None, []))}
+
+
+@pytest.fixture
+def ends(places, monkeypatch):
+    "How a notebook's plan ends: 'Trained', or the message of its `BadInput`."
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cdser.runs, 'run_missing', lambda *_: (_ for _ in ()).throw(Trained))
+    def how(notebook, **parameters):
+        corpora = dict(corpora='studio_a,studio_b') if notebook == '93_corpora_matrix' else dict(pairs='studio_a>studio_b')
+        given = {**places, **corpora, **dict(profile='open', seeds=2, epochs=1, settings=dict(epoch_steps=2)), **parameters}
+        try: plan(notebook, **given)
+        except (Trained, BadInput) as err: return str(err) or 'Trained'
+    return how
+
+
+@pytest.mark.parametrize('notebook', OF_ONE)
+def test_a_wrong_parameter_is_named_before_anything_is_trained(ends, notebook):
+    assert ends(notebook) == 'Trained'
+    for name, values in {**WRONG, **OF_ONE[notebook]}.items():
+        if name == 'pairs' and notebook == '93_corpora_matrix': continue
+        for value in values if name in OF_ONE[notebook] or notebook == '90_reproduce' else values[:3]:
+            said = ends(notebook, **{name: value})
+            assert said.startswith(f'{name}: ') and said.isprintable(), f'{name}={value!r}: {said}'
+
+
+@pytest.mark.parametrize('notebook, parameters', [
+    ('91_target_labels', dict(shots=4)), ('91_target_labels', dict(shots=[1, 4])), ('92_loss_weights', dict(factors='1,10', fine='10')),
+    ('92_loss_weights', dict(temperatures=.1)), ('93_corpora_matrix', dict(best={})), ('93_corpora_matrix', dict(corpora=['studio_a', 'studio_b'])),
+    ('93_corpora_matrix', dict(best=dict(warm_start=3))), ('94_rivals', dict(warm=3, settings=dict(objective='ptapt'))),
+    ('90_reproduce', dict(protocol='leave_one_session_out', device='cpu'))])
+def test_a_parameter_may_be_what_papermill_makes_of_it(ends, notebook, parameters):
+    assert ends(notebook, **parameters) == 'Trained'
+
+
+def test_corpora_that_are_not_there_or_share_recordings_are_named_before_anything_is_trained(ends):
+    for notebook, name, form in (('90_reproduce', 'pairs', 'studio_a>{}'), ('90_reproduce', 'pairs', '{}>studio_a'), ('93_corpora_matrix', 'corpora', 'studio_a,{}')):
+        assert "has no folder 'nowhere', it holds again, studio_a, studio_b" in ends(notebook, **{name: form.format('nowhere')})
+        assert ends(notebook, **{name: form.format('again')}).startswith('target: 72 recordings of ')
+
+
+def test_tables_and_runs_lie_apart_from_recordings(ends, places):
+    for name in ('figures_dir', 'runs_dir'):
+        for folder in ('studio_a', 'studio_b/audio'):
+            assert 'overlap' in ends('90_reproduce', **{name: f"{places['corpora_root']}/{folder}"})
+            assert not (Path(places['corpora_root']) / folder / 'open').exists()
+
+
+def test_one_speaker_to_validate_or_test_on_is_found_before_the_matrix_is_trained(ends, places, studios):
+    "The distance of two corpora holds a speaker out on either side."
+    corpus = Path(places['corpora_root']) / 'few'
+    shutil.copytree(studios / 'studio_b', corpus)
+    table = read_manifest(corpus / 'manifest.csv')
+    write_manifest(table[table.speaker.isin(sorted(set(table.speaker))[:3])].assign(session=''), corpus / 'manifest.csv')
+    said = ends('93_corpora_matrix', corpora='studio_a,few')
+    assert said.startswith('split: ') and 'holds 1 speaker, and 2 are needed' in said and 'few' in said
+    shutil.rmtree(corpus)
+
+
+def test_without_training_nothing_stored_is_one_clear_error(ends, tmp_path):
+    assert ends('95_claims', train=False, runs_dir=str(tmp_path)).startswith(f'runs_dir: {tmp_path} holds none of the 28 runs that are asked for')
+
+
+def test_the_last_line_that_a_user_of_papermill_sees_says_what_is_wrong(tmp_path):
+    command = [Path(sys.executable).parent / 'papermill', '--log-output', '--no-progress-bar', ROOT / 'nbs' / '91_target_labels.ipynb', tmp_path / 'out.ipynb']
+    for name in ('corpora_root', 'runs_dir', 'figures_dir'): command += ['-p', name, tmp_path / name]
+    ended = subprocess.run([*command, '-p', 'shots', '1,x'], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode and ended.stderr.strip().splitlines()[-1] == "BadInput: shots: 'x' is not a whole number from 1 to 1000000"
+    assert [path.name for path in tmp_path.iterdir()] == ['out.ipynb']
+
+
+def test_a_wrong_parameter_ends_in_one_clear_error_and_no_run(studios, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as err:
+        reproduce(tmp_path, studios, profile='open', pairs='studio_a>studio_b', encoder='no/such/folder')
+    assert err.value.ename == 'BadInput' and err.value.evalue.startswith("encoder: 'no/such/folder'")
+    assert not RunStore(tmp_path / 'runs').runs()
+
+
+def test_a_missing_corpora_root_is_one_clear_error(ends, tmp_path):
+    assert ends('90_reproduce', corpora_root=str(tmp_path / 'absent')).startswith(f'corpora_root: there is no folder {tmp_path / "absent"}')
 
 
 @pytest.fixture(scope='module')
@@ -175,8 +280,7 @@ def test_the_paper_profile_fills_every_table_and_figure_from_releases_and_a_save
     for name in FIGURES:
         for kind in ('png', 'svg'): assert (written / f'{name}.{kind}').stat().st_size > 5_000
     assert len(pd.read_csv(written / 'table2_ablation.csv')) == 5
-    store = RunStore(tmp_path / 'runs')
-    runs = [store[path.name] for path in (tmp_path / 'runs').iterdir() if path.name != 'audio']
+    runs = RunStore(tmp_path / 'runs').runs()
     assert len(runs) == 11 and {(run.experiment.protocol, run.experiment.target, run.experiment.folds) for run in runs} == {
         ('leave_one_session_out', 'iemocap', 5), ('leave_one_session_out', 'msp_improv', 6)}
     for target in ('iemocap', 'msp_improv'): # each has learned from its own audio
@@ -220,6 +324,5 @@ def test_a_label_map_of_ones_own_decides_what_is_trained(tmp_path, studios):
     lines = ['corpus,emotion,label', *(f'{studio},{word},{label}' for studio in ('studio_a', 'studio_b') for word, label in zip(words, ('ang', 'ang', 'neu', 'sad')))]
     (tmp_path / 'map.csv').write_text('\n'.join(lines))
     reproduce(tmp_path, studios, profile='open', pairs='studio_a>studio_b', seeds=1, epochs=1, label_map=str(tmp_path / 'map.csv'))
-    store = RunStore(tmp_path / 'runs')
-    labels = [set(store[path.name].predictions.label) for path in (tmp_path / 'runs').iterdir() if path.name != 'audio']
+    labels = [set(run.predictions.label) for run in RunStore(tmp_path / 'runs').runs()]
     assert labels and all(found == {'ang', 'neu', 'sad'} for found in labels)
