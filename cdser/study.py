@@ -189,7 +189,8 @@ def open_study(profile: str,
                runs_dir: str = 'runs',
                figures_dir: str = 'paper_figures', # tables and figures go into a folder of it, named by the profile
                device: str = 'auto',
-               settings: dict = {},           # other fields of Experiment that differ from the profile's
+               settings: dict | None = None,  # other fields of Experiment that differ from the profile's
+               **fields,                      # the same, one by one
               ) -> Study:
     "What these parameters decide. Raises `BadInput` at one that is invalid, or asks for what is not there."
     check_choice('profile', profile, PROFILES)
@@ -199,7 +200,7 @@ def open_study(profile: str,
     label_map = as_label_map(label_map)
     given = dict(encoder=as_written('encoder', encoder) if encoder != '' else '', epochs=epochs)
     given = {name: value for name, value in given.items() if value}
-    settings = {**chosen.settings, **as_fields('settings', settings), **given}
+    settings = {**chosen.settings, **as_fields('settings', {} if settings is None else settings), **as_fields('settings', fields), **given}
     check_rows(wanted, settings)
     corpora_root, runs_dir, figures_dir = (Path(as_written(name, value)) for name, value in
                                            (('corpora_root', corpora_root), ('runs_dir', runs_dir), ('figures_dir', figures_dir)))

@@ -66,6 +66,7 @@ def test_edits_to_what_decides_none_are_the_same_digest():
 
 
 NOT_FOR_NUMBERS = { # functions of deciding chapters that are called for no run's numbers, or only after it is stored
+    'audio': {'decode', 'load_audio', 'read_audio', 'read_recording'}, # one recording at a time
     'evaluate': {'arrange', 'compare', 'confound', 'covariance', 'draw', 'estimate', 'few_speakers', 'hits', 'holm', 'run_uars', 'speaker_only',
                  'standard_error', 'Answers', 'Comparison', 'Estimate'},
     'model': {'from_transformers', 'load_stock'}, # recognise with a stored run
