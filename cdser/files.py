@@ -198,7 +198,11 @@ class Claim:
             if self.is_void(self.path): self.clear()
             try: made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError: return False
-            with os.fdopen(made, 'w') as file: file.write(process_name())
+            try:
+                with os.fdopen(made, 'w') as file: file.write(process_name())
+            except OSError: # a claim that does not say whose it is would be waited for
+                self.path.unlink(missing_ok=True)
+                raise
         self.done = threading.Event()
         threading.Thread(target=self.beat, args=(self.done,), daemon=True).start()
         return True

@@ -1,6 +1,6 @@
-"""Trainings and grids that are killed at random moments and started again: python tests/kills.py fit|grid|claims KILLS SEED
+"""Trainings and grids that are killed at random moments and started again: python tests/kills.py WHAT KILLS SEED
 
-Prints one line of JSON. Everything is imported once; a child that is killed is a fork of this process, so a kill can come
+WHAT is fit, grid or claims, or several joined by commas. Prints a line of JSON for each. Everything is imported once; a child that is killed is a fork of this process, so a kill can come
 a few milliseconds after the beginning.
 """
 import hashlib
@@ -29,6 +29,7 @@ from cdser.synthetic import write_studios
 TIMES = 'seconds', 'train_seconds', 'throughput' # that two runs of the same bits do not share
 SMALL = dict(epochs=4, epoch_steps=6, max_seconds=.64, batch_seconds=6.4)
 AFTER = 10 # seconds within which the workers of a killed grid must be gone
+FEW = 5    # below so many kills, a grid is small
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -116,14 +117,26 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict:
-    planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 2}) for seed in range(6)]
-    def grid(where): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=4)
-    start = time.perf_counter()
-    assert finished(forked(grid(home / 'whole')))
-    undisturbed = time.perf_counter() - start
+def kill_a_worker(grid: int, rng: random.Random) -> bool: # whether there was one
+    "Wait for a worker of a grid to be at work, and kill it."
+    while running([parent := psutil.Process(grid)]):
+        busy = [process for process in running(parent.children(recursive=True)) if process.cpu_times().user > 1]
+        if busy:
+            time.sleep(rng.uniform(0, 2))
+            os.kill(rng.choice(busy).pid, signal.SIGKILL)
+            return True
+        time.sleep(.05)
+    return False
+
+
+def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random, count: int = 6, workers: int = 4) -> dict:
+    planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 2}) for seed in range(count)]
+    def grid(where, at_a_time=workers): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=at_a_time)
+    start, few = time.perf_counter(), kills < FEW
+    assert finished(forked(grid(home / 'whole', 1 if few else workers)))
+    undisturbed = time.perf_counter() - start + 3 * few # for the start of workers
     want = {id: digests(home / 'whole' / id) for id in ids(home / 'whole')}
-    same = left = outlived = anew = 0
+    same = left = outlived = anew = fewer = 0
     longest = 0.
     for i in range(kills):
         store = home / f'{i}'
@@ -136,32 +149,37 @@ def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict
         while running(workers) and time.perf_counter() - killed < AFTER: time.sleep(.1)
         longest, outlived = max(longest, time.perf_counter() - killed), outlived + bool(running(workers))
         there = {id: (store / id).stat().st_ino for id in (ids(store) if store.exists() else ())}
-        assert finished(forked(grid(store)))
+        child = forked(grid(store))
+        if i % 2 == 0: fewer += kill_a_worker(child, rng)
+        assert finished(child)
         same += {id: digests(store / id) for id in ids(store)} == want
         anew += sum((store / id).stat().st_ino != number for id, number in there.items())
         left += bool(leftovers(store))
         shutil.rmtree(store)
     return dict(kills=kills, same=same, leftovers=left, workers_after_10_seconds=outlived, longest_seconds=round(longest, 1),
-                trained_twice=anew, undisturbed_seconds=round(undisturbed, 1))
+                trained_twice=anew, workers_killed=fewer, undisturbed_seconds=round(undisturbed, 1))
 
 
 def several_at_once(home: Path, corpora: Path, count: int, rng: random.Random) -> dict:
     "Equal grids at the same time, in one process each; how often each step is taken."
-    planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 1}) for seed in range(4)]
+    planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 1}) for seed in range(4)][:count]
     def grid(where): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=1)
     assert finished(forked(counting(home / 'alone', grid(home / 'one'))))
-    children = [forked(counting(home / 'steps', grid(home / 'shared'))) for _ in range(count)]
+    children = [forked(counting(home / 'steps', grid(home / 'shared'))) for _ in range(max(count, 2))]
     assert all([finished(child) for child in children])
     same = {id: digests(home / 'one' / id) for id in ids(home / 'one')} == {id: digests(home / 'shared' / id) for id in ids(home / 'shared')}
-    return dict(grids=count, same=same, leftovers=len(leftovers(home / 'shared')),
+    return dict(grids=len(children), same=same, leftovers=len(leftovers(home / 'shared')),
                 steps=[(home / name).stat().st_size for name in ('alone', 'steps')])
 
 
 if __name__ == '__main__':
-    what, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    what, kills, seed = sys.argv[1].split(','), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         write_studios(home / 'corpora', utterances=72, speakers=9, seconds=.8)
-        run = dict(fit=kill_fit, grid=kill_grid, claims=several_at_once)[what]
-        print(json.dumps(run(home, home / 'corpora', kills, random.Random(seed))))
+        for name in what:
+            run = dict(fit=kill_fit, grid=kill_grid, claims=several_at_once)[name]
+            small = dict(count=2, workers=2) if name == 'grid' and kills < FEW else {}
+            (home / name).mkdir()
+            print(json.dumps(run(home / name, home / 'corpora', kills, random.Random(seed), **small)), flush=True)
