@@ -28,6 +28,7 @@ from cdser.audio import decoded, open_store, resample
 from cdser.batches import Utterances
 from cdser.config import LABELS, SAMPLE_RATE, Experiment, content_hash
 from cdser.corpora import load_corpus
+from cdser.identity import FORMAT
 from cdser.model import Recogniser, build, save_stock
 from cdser.runs import InMemory, recognise
 from cdser.store import Run, RunStore
@@ -65,7 +66,7 @@ def make_run(encoder: str, paths: list[Path], folder: Path, device: str) -> Run:
     identity = dict(benchmark='prediction', encoder=encoder)
     def write(draft: Path):
         save_stock(sharpen(build(e).to(device), store, device).cpu(), draft / 'model')
-        (draft / 'config.json').write_text(json.dumps(dict(identity=identity, experiment=asdict(e))))
+        (draft / 'config.json').write_text(json.dumps(dict(format=FORMAT, identity=identity, experiment=asdict(e))))
     return RunStore(folder / 'runs').add(content_hash(identity), write)
 
 
