@@ -26,10 +26,12 @@ import transformers
 
 from cdser.audio import decoded, open_store, resample
 from cdser.batches import Utterances
-from cdser.config import LABELS, SAMPLE_RATE, Experiment
+from cdser.config import LABELS, SAMPLE_RATE, Experiment, content_hash
 from cdser.corpora import load_corpus
-from cdser.model import Recogniser, build, to_transformers
-from cdser.runs import InMemory, Run, recognise
+from cdser.identity import FORMAT
+from cdser.model import Recogniser, build, save_stock
+from cdser.runs import InMemory, recognise
+from cdser.store import Run, RunStore
 from cdser.train import predict
 from corpus import write_corpus
 from side_by_side import about, interleave, ratios, record, show
@@ -60,10 +62,12 @@ def make_run(encoder: str, paths: list[Path], folder: Path, device: str) -> Run:
     if encoder == 'base':
         encoder = str(folder / 'base')
         transformers.Wav2Vec2Model(transformers.Wav2Vec2Config()).save_pretrained(encoder)
-    e, store = Experiment('', '', encoder=encoder), open_store(folder / 'some', paths[:64], MAX_SECONDS)
-    to_transformers(sharpen(build(e).to(device), store, device).cpu()).save_pretrained(folder / 'run' / 'model')
-    (folder / 'run' / 'config.json').write_text(json.dumps({'experiment': asdict(e)}))
-    return Run(folder / 'run')
+    e, store = Experiment('some', 'others', encoder=encoder), open_store(folder / 'some', paths[:64], MAX_SECONDS)
+    identity = dict(benchmark='prediction', encoder=encoder)
+    def write(draft: Path):
+        save_stock(sharpen(build(e).to(device), store, device).cpu(), draft / 'model')
+        (draft / 'config.json').write_text(json.dumps(dict(format=FORMAT, identity=identity, experiment=asdict(e))))
+    return RunStore(folder / 'runs').add(content_hash(identity), write)
 
 
 def packed(model: Recogniser, paths: list[Path], folder: Path, device: str, bf16: bool) -> np.ndarray: # (n, 4)

@@ -29,7 +29,7 @@ STUDIO_C = replace(STUDIO_B, name='studio_c', seed=37, room=STUDIO_A.room, noise
                    microphone=STUDIO_A.microphone, bandwidth=STUDIO_A.bandwidth)
 DEMO_STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B, STUDIO_C)}
 
-# %% ../nbs/34_study.ipynb #66f5ab0a
+# %% ../nbs/34_study.ipynb #92e438dd
 def as_amount(name: str, # the parameter, for the message
               value,
               kind: type, # int or float
@@ -37,6 +37,7 @@ def as_amount(name: str, # the parameter, for the message
               high: float,
              ) -> int | float:
     "A number. Raises `BadInput` where `value` is none, or lies outside."
+    if kind is int and type(value) is float and value.is_integer(): value = int(value) # YAML writes 2. for 2
     if type(value) not in (int, kind) or not low <= value <= high:
         raise BadInput(f'{name}: {repr(value)[:80]} is not a{" whole" * (kind is int)} number from {low} to {high}')
     return kind(value)

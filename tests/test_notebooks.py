@@ -237,6 +237,14 @@ def test_one_speaker_to_validate_or_test_on_is_found_before_the_matrix_is_traine
     shutil.rmtree(corpus)
 
 
+def test_a_notebook_says_how_many_runs_of_other_code_it_found(ends, tmp_path, capsys):
+    for i in range(3):
+        (tmp_path / f'{i:012x}').mkdir()
+        (tmp_path / f'{i:012x}' / 'config.json').write_text(json.dumps(dict(identity=dict(code='0123456789ab'), made_by=dict(versions=dict(cdser='0.0.1')))))
+    assert ends('90_reproduce', runs_dir=str(tmp_path)) == 'Trained'
+    assert f'{tmp_path}: 0 runs of this code; not used: 3 of cdser 0.0.1 (code 0123456789ab)' in capsys.readouterr().out
+
+
 def test_without_training_nothing_stored_is_one_clear_error(ends, tmp_path):
     assert ends('95_claims', train=False, runs_dir=str(tmp_path)).startswith(f'runs_dir: {tmp_path} holds none of the 28 runs that are asked for')
 
