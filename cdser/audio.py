@@ -72,6 +72,7 @@ class Forward(sf.SoundFile):
         while (ahead := frame - self.place) > 0:
             if not len(self.read(min(ahead, max(BLOCK // self.channels, 1)))): break
 
+# %% ../nbs/01_audio.ipynb #60e623e1
 @contextmanager
 def opened(path: Path) -> Iterator[Forward]:
     "A recording that is all there. Raises `BadInput` where it is missing, no audio, empty or incomplete; so does whatever goes wrong meanwhile."
@@ -244,6 +245,7 @@ def read_each(path: Path,
             waiting = passed
     return found
 
+# %% ../nbs/01_audio.ipynb #0dccc86d
 def read_recording(path: Path, max_seconds: float | None = None, segment: Segment = WHOLE) -> Reading:
     "Read a recording, or a segment of it. Raises `BadInput`, naming the file, where it is not whole; whether it is of use is not asked."
     heard, = read_each(path, [segment], max_seconds)

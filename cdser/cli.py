@@ -61,6 +61,7 @@ def plan_of(args, corpus) -> dict | None: # None: as runs do by default
         raise BadInput(f"--folds: {plan['protocol']} makes {plan['folds']} here, not {args.folds}; leave it out")
     return plan
 
+# %% ../nbs/41_cli.ipynb #b4c83684
 FOUND = ('level', 'kind', 'path', 'detail') # columns of --findings
 
 def run_verify(args) -> int:
@@ -100,6 +101,7 @@ def against(found: Verification, args) -> int: # how many recordings
     for row in shared[:5].itertuples(): say(f'    {row.path} is {row.other} (same {row.same})')
     return len(shared)
 
+# %% ../nbs/41_cli.ipynb #d316b03a
 def run_split(args) -> int:
     "Write a frozen split and its hash, if it is one that runs accept."
     check_output(args.out)
@@ -187,6 +189,7 @@ def parser() -> argparse.ArgumentParser:
     for column in ('audio', 'label', 'speaker'): bring.add_argument(f'--{column}', default=column, help='the name of this column')
     return top
 
+# %% ../nbs/41_cli.ipynb #c0100de1
 def add_corpus_commands(command) -> None:
     "Those that read a corpus: verify, audit, split."
     where = ('corpus', 'its name, such as iemocap'), ('root', 'its folder')

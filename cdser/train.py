@@ -252,6 +252,7 @@ class Training:
 
 KINDS = dict(epoch=int, step=int, audio_seconds=float, seconds=float, history=list, best=(int, float), best_epoch=int)
 
+# %% ../nbs/20_train.ipynb #00cbfc3b
 def random_states(generator: torch.Generator) -> dict[str, Tensor]: # each uint8
     "The states of all that draws random numbers: augmentation, and dropout on each device."
     devices = {f'cuda{i}': state for i, state in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
