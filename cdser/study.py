@@ -154,8 +154,8 @@ def check_cells(experiments: list[Experiment]) -> None:
     "Raise `BadInput` where two of them, of one seed and fold, would be in one cell of a table."
     cells = Counter((e.source, e.target, e.setup, describe(e), e.shots if SETUPS[e.setup].shots else 0, e.seed, e.fold)
                     for e in experiments)
-    [(cell, times)] = cells.most_common(1)
-    if times > 1:
+    for cell, times in cells.most_common(1):
+        if times == 1: return
         raise BadInput(f'settings: {", ".join(cell[:4])} is planned {times} times for one seed, and tables could not tell which is '
                        'which; leave out what makes them alike')
 
@@ -201,7 +201,8 @@ def open_study(profile: str,
     label_map = as_label_map(label_map)
     given = dict(encoder=as_written('encoder', encoder) if encoder != '' else '', epochs=epochs)
     given = {name: value for name, value in given.items() if value}
-    settings = {**chosen.settings, **as_fields('settings', {} if settings is None else settings), **as_fields('settings', fields), **given}
+    settings = {} if settings is None else as_fields('settings', settings)
+    settings = {**chosen.settings, **settings, **as_fields('settings', fields), **given}
     check_rows(wanted, settings)
     corpora_root, runs_dir, figures_dir = (Path(as_written(name, value)) for name, value in
                                            (('corpora_root', corpora_root), ('runs_dir', runs_dir), ('figures_dir', figures_dir)))

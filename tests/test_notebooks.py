@@ -167,7 +167,7 @@ WRONG = dict( # parameter -> what it may not be
     encoder=('no/such/folder', None, 3, ['nano'], {}), seeds=AMOUNTS, epochs=AMOUNTS, protocol=('kfold', 5, None, [], 'frozen'),
     label_map=('absent.csv', 7, None, ['map.csv'], '.', 'README.md'), runs_dir=FOLDERS, figures_dir=FOLDERS,
     device=('tpu', None, 0, '', ['cpu']),
-    settings=(None, 'epochs', [1], {'temprature': 1}, {1: 2}, {'seed': 3}, {'views': 'x'}, {'standardise': True}, {'warm_start': 3},
+    settings=('epochs', [1], {'temprature': 1}, {1: 2}, {'seed': 3}, {'views': 'x'}, {'standardise': True}, {'warm_start': 3},
               {'augmentations': 'noise'}, {'weights': {}}, {'profile': 'demo'}, {'temperature': -1}, {'selection': 'im_score'}))
 FACTORS = ('0', '', None, 'x', -1, '1,,2', '2,2', [], {}, True, 'nan', 'inf', '1e9')
 OF_ONE = {'90_reproduce': {},
@@ -208,7 +208,7 @@ def test_a_wrong_parameter_is_named_before_anything_is_trained(ends, notebook):
     ('91_target_labels', dict(shots=4)), ('91_target_labels', dict(shots=[1, 4])), ('92_loss_weights', dict(factors='1,10', fine='10')),
     ('92_loss_weights', dict(temperatures=.1)), ('93_corpora_matrix', dict(best={})), ('93_corpora_matrix', dict(corpora=['studio_a', 'studio_b'])),
     ('93_corpora_matrix', dict(best=dict(warm_start=3))), ('94_rivals', dict(warm=3, settings=dict(objective='ptapt'))),
-    ('90_reproduce', dict(protocol='leave_one_session_out', device='cpu'))])
+    ('90_reproduce', dict(protocol='leave_one_session_out', device='cpu')), ('90_reproduce', dict(settings=None))])
 def test_a_parameter_may_be_what_papermill_makes_of_it(ends, notebook, parameters):
     assert ends(notebook, **parameters) == 'Trained'
 
