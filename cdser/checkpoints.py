@@ -63,7 +63,8 @@ class Checkpoints:
     def torn(self) -> list[Path]:
         "What processes left that were killed while they wrote; whoever holds the claim to a training is alone here."
         if self.folder is None or not self.folder.is_dir(): return []
-        return [path for path in self.folder.iterdir() if re.fullmatch(r'\.[0-9a-f]{64}\.safetensors-[0-9a-f]{8}', path.name)]
+        name = re.compile(r'\.[0-9a-f]{64}\.safetensors-[0-9a-f]{8}')
+        return [path for path in self.folder.iterdir() if name.fullmatch(path.name)]
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None: # tensors on the CPU, facts; None: nothing to go on from
         "The latest checkpoint that is whole and of this training."
