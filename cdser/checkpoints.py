@@ -33,8 +33,7 @@ def matching(folder: Path | None, pattern: str) -> list[Path]: # none where ther
 # %% ../nbs/18_checkpoints.ipynb #6d5d3ad3
 class Checkpoints:
     "The checkpoint of one training: a folder that holds the latest, named by its content."
-    def __init__(self,
-                 folder: Path | None,           # of this training alone; None: no checkpoints
+    def __init__(self, folder: Path | None,     # of this training alone; None: no checkpoints
                  soonest: float = SOONEST,      # seconds between two
                  about: dict | None = None,     # what the training must have in common with one that goes on, such as its id
                 ):
@@ -78,8 +77,7 @@ class Checkpoints:
         for path in self.files():
             try: content = path.read_bytes()
             except (OSError, MemoryError): continue
-            if hashlib.sha256(content).hexdigest() != path.stem: continue # not whole
-            facts = read_facts(content)
+            facts = read_facts(content) if hashlib.sha256(content).hexdigest() == path.stem else None # else it is not whole
             if facts is None or facts.pop('about', None) != self.about: continue
             try: return load(content), facts
             except (ValueError, SafetensorError): continue
