@@ -67,7 +67,8 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
     "Give `model` the encoder that a self-supervised warm start makes of the training recordings, from the store where it is there."
     heard = [(corpus.store, corpus.rows) for corpus in parts.training]
     decided = dict(encoder=encoder, code=code_digest(), epochs=e.warm_start, objective=e.objective, seed=e.seed,
-                   frozen=e.freeze_front_end, precision=precision(device), audio=[[store.digest, rows.tolist()] for store, rows in heard])
+                   frozen=e.freeze_front_end, precision=precision(device),
+                   audio=[[store.digest, rows.tolist()] for store, rows in heard])
     store, id = RunStore(Path(runs_dir) / 'encoders'), content_hash(decided)
     with claimed(store, id):
         if id not in store:
@@ -84,7 +85,7 @@ def warm_up(model: Recogniser, e: Experiment, parts: Parts, runs_dir: Path, devi
 # %% ../nbs/30_runs.ipynb #c1f44ffd
 @contextmanager
 def quiet_and_on_one_thread(device: str) -> Iterator[None]:
-    "One thread on a CPU, no bars of transformers, and torch as it comes, for as long as it lasts; then all is as it was."
+    "One thread on a CPU, no bars of transformers, and torch as it comes, for as long as it lasts."
     threads, bars = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
     default = torch.get_default_dtype()
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 import numpy as np
 import pandas as pd
 from .audio import seal
@@ -51,10 +52,10 @@ def as_digests(content: bytes) -> dict[str, tuple[int, str]]: # path -> bytes, S
             case _: raise ValueError(f'no size and digest of {shown(name)}')
     return {name: (size, digest) for name, (size, digest) in found.items()}
 
-def inside(config: dict, name: str, field_name: str): # '' where it is not there
-    "A field of one of a configuration's objects."
-    found = config.get(name)
-    return found.get(field_name, '') if isinstance(found, dict) else ''
+def inside(facts, *names: str) -> str: # 'unknown' where there is none
+    "The text at the end of a path of names in what JSON holds."
+    for name in names: facts = facts.get(name) if isinstance(facts, dict) else None
+    return facts if isinstance(facts, str) and facts else 'unknown'
 
 def read_regular(path: Path, most: int) -> bytes: # at most `most` + 1 of them
     "The first bytes of a file. Raises `OSError` where it is none: a pipe would be waited for, a device never ends."
@@ -75,8 +76,7 @@ class Stored:
     def id(self) -> str: return self.folder.name
 
     def refuse(self, name: str, what: str, err: Exception | None = None):
-        move = f'move the folder {self.id} away, and it is computed again'
-        raise BadInput(f'{self.folder / name}: {what}; {move}') from err
+        raise BadInput(f'{self.folder / name}: {what}; move the folder {self.id} away, and it is computed again') from err
 
     def read(self, name: str, most: int) -> bytes:
         "A file, or the beginning of one that is too long. Raises `BadInput` where it cannot be read."
@@ -85,8 +85,7 @@ class Stored:
 
     @cached_property
     def digests(self) -> dict[str, tuple[int, str]]: # path -> bytes, SHA-256
-        if not os.path.lexists(self.folder / 'digests.json'):
-            self.refuse('digests.json', 'is missing, so this is no whole run of this version')
+        if not os.path.lexists(self.folder / 'digests.json'): self.refuse('digests.json', 'is missing, so this is no whole run of this version')
         content = self.read('digests.json', LONGEST)
         if len(content) > LONGEST: self.refuse('digests.json', f'has more than {LONGEST} bytes')
         try: return as_digests(content)
@@ -97,8 +96,7 @@ class Stored:
         if name not in self.digests: self.refuse('digests.json', f'does not list {name}')
         size, digest = self.digests[name]
         found = self.read(name, size)
-        if len(found) != size or hashlib.sha256(found).hexdigest() != digest:
-            self.refuse(name, 'is not as it was stored')
+        if len(found) != size or hashlib.sha256(found).hexdigest() != digest: self.refuse(name, 'is not as it was stored')
         return found
 
     def facts(self, name: str) -> dict:
@@ -113,8 +111,7 @@ class Stored:
         found = self.facts('config.json')
         version = found.get('format')
         if type(version) is not int: self.refuse('config.json', 'does not say its format')
-        if version > FORMAT:
-            self.refuse('config.json', f'was written by a newer cdser (format {version}); update cdser')
+        if version > FORMAT: self.refuse('config.json', f'was written by a newer cdser (format {version}); update cdser')
         try: id = content_hash(found.get('identity'))
         except (ValueError, RecursionError) as err: self.refuse('config.json', 'holds no identity', err)
         if id != self.id: self.refuse('config.json', f'is of the run {id}')
@@ -137,9 +134,10 @@ NUMBERS = ('uar', 'war', 'best_epoch', 'epochs', 'tested', 'train_seconds', 'thr
 
 def as_embeddings(content: bytes) -> np.ndarray: # (n, width) float32
     "An array that NumPy wrote. Raises `ValueError` at anything else."
-    try: found = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as err: raise ValueError(str(err)) from err # noqa: BLE001 (of NumPy, at what anyone may have written)
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype != np.float32: raise ValueError('it holds no rows of float32')
+    try: found = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError, TokenError) as err:
+        raise ValueError(str(err)) from err
+    if found.ndim != 2 or found.dtype != np.float32: raise ValueError('it holds no rows of float32')
     return found
 
 # %% ../nbs/25_store.ipynb #e2b7e57c
@@ -164,7 +162,7 @@ class Run(Stored):
     def processor(self) -> str:
         "What it was computed on."
         found = inside(self.config, 'made_by', 'processor')
-        if not isinstance(found, str) or not found: self.refuse('config.json', 'does not say what it was computed on')
+        if found == 'unknown': self.refuse('config.json', 'does not say what it was computed on')
         return found
     @cached_property
     def metrics(self) -> dict:
@@ -178,7 +176,7 @@ class Run(Stored):
         content = self.config and self.content('history.csv')
         kinds = {'epoch': int, 'loss': float, 'valid_war': float, 'seconds': float}
         try: found = pd.read_csv(io.BytesIO(content)).astype(kinds)
-        except Exception as err: # noqa: BLE001 (of pandas, at what anyone may have written)
+        except (ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError) as err:
             self.refuse('history.csv', f'is damaged ({shown(err)})', err)
         return found
     @cached_property
@@ -243,11 +241,10 @@ def by_version(store: RunStore) -> pd.DataFrame: # a row a version: cdser, code,
     for run in store.runs():
         try: config = parse(read_regular(run.folder / 'config.json', LONGEST))
         except (OSError, ValueError): config = {}
-        versions = inside(config, 'made_by', 'versions')
-        version = versions.get('cdser', 'unknown') if isinstance(versions, dict) else 'unknown'
+        version = inside(config, 'made_by', 'versions', 'cdser')
         size = sum(path.stat().st_size for path in run.folder.rglob('*') if path.is_file()) / 1e6
-        code = str(inside(config, 'identity', 'code') or 'unknown')
-        rows.append(dict(cdser=str(version), code=code, runs=1, megabytes=size, used=code == code_digest()))
+        code = inside(config, 'identity', 'code')
+        rows.append(dict(cdser=version, code=code, runs=1, megabytes=size, used=code == code_digest()))
     if not rows: return pd.DataFrame(columns=['cdser', 'code', 'runs', 'megabytes', 'used'])
     return pd.DataFrame(rows).groupby(['cdser', 'code', 'used'], as_index=False, sort=False).sum()[['cdser', 'code', 'runs', 'megabytes', 'used']]
 

@@ -348,8 +348,8 @@ def resume(now: Training, saved: tuple[dict[str, Tensor], dict], checkpoints: Ch
     "Go on from a checkpoint. Raises `BadInput` where it is of no such training, though it says so."
     try: now.restore(*saved)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as err:
-        raise BadInput(f'{checkpoints.folder}: holds a checkpoint of another training ({type(err).__name__}: {shown(err)}); '
-                       'remove the folder, and the training starts again') from err
+        raise BadInput(f'{checkpoints.folder}: holds a checkpoint of another training ({type(err).__name__}: '
+                       f'{shown(err)}); remove the folder, and the training starts again') from err
 
 def end_epoch(now: Training, e: Experiment, parts: list[Utterances], states: list[Tensor]) -> None: # as of `judge`
     "Write down what an epoch has come to, keep its weights if it is the best, and turn to the next."

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +31,6 @@ from cdser.checkpoints import Checkpoints
 from cdser.config import BadInput, from_dict
 from cdser.encoder import NANO
 from cdser.runs import RunStore, fit, grid, recognise, records
-from cdser.train import Diverged
 from kills import digests, leftovers
 from tiny import OTHER, TINY, id_of, ids, prepared
 
@@ -218,7 +218,7 @@ def unprivileged(function) -> str: # what it says, or the error
                 os.setgid(65534)
                 os.setuid(65534)
             try: said = str(function())
-            except BaseException as err: said = f'{type(err).__name__}: {err}'
+            except (OSError, ValueError) as err: said = f'{type(err).__name__}: {err}'
             os.write(write, said.encode()[:60_000])
         finally: os._exit(0)
     os.close(write)
@@ -244,8 +244,9 @@ def test_a_run_in_a_folder_that_may_only_be_read_is_served(shared_dir):
 
 
 def test_a_new_run_in_a_folder_that_may_only_be_read_is_one_error(shared_dir):
+    def ask(e): return fit(e, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False)
     for e in (LONGER, replace(TINY, max_seconds=.4)): # whose audio is there; whose audio is not
-        said = unprivileged(lambda: fit(e, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False))
+        said = unprivileged(partial(ask, e))
         assert said.startswith('BadInput: ') and str(shared_dir / 'runs') in said and 'cannot be written (Permission denied)' in said, said
 
 

@@ -1,5 +1,4 @@
 "Whatever happens to a run's files: the same answer as before, or one error that names the file."
-import hashlib
 import json
 import os
 import shutil
