@@ -251,7 +251,8 @@ def by_version(store: RunStore) -> pd.DataFrame: # a row a version: cdser, code,
 def say_versions(store: RunStore) -> str: # a line; '' where no run is of other code
     "What a notebook says of runs that other code made."
     found = by_version(store)
-    others = [f'{row.runs} of cdser {row.cdser} (code {row.code})' for row in found[~found.used.astype(bool)].itertuples()]
+    def called(row): return 'an earlier cdser' if row.code == 'unknown' else f'cdser {row.cdser} (code {row.code})'
+    others = [f'{row.runs} of {called(row)}' for row in found[~found.used.astype(bool)].itertuples()]
     if not others: return ''
     return f'{store.folder}: {found[found.used.astype(bool)].runs.sum()} runs of this code; not used: {", ".join(others)}'
 
