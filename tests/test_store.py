@@ -41,7 +41,7 @@ def right() -> dict[str, object]:
     return {name: use(RunStore(prepared() / 'runs')[id_of(TINY)]) for name, use in USES.items()}
 
 
-def answers(folder: Path, uses=tuple(USES), id: str = '') -> dict[str, str]: # use -> the refusal; '' where there is none
+def answers(folder: Path, uses=tuple(USES), id: str = '') -> dict[str, str]: # use -> the refusal, or ''
     "Ask for everything, each time anew. Anything but the right answer or a refusal is an error."
     said = {}
     for name in uses:
