@@ -148,7 +148,8 @@ class Run(Stored):
 
     @cached_property
     def experiment(self) -> Experiment:
-        try: stored = from_dict(self.config.get('experiment'))
+        given = self.config.get('experiment')
+        try: stored = from_dict(given)
         except BadInput as err: self.refuse('config.json', str(err), err)
         identity = self.config['identity']
         decided = identity.get('experiment') if isinstance(identity, dict) else None

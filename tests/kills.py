@@ -1,6 +1,7 @@
 """Trainings and grids that are killed at random moments and started again: python tests/kills.py WHAT KILLS SEED
 
-WHAT is fit, grid or claims, or several joined by commas. Prints a line of JSON for each. Everything is imported once; a child that is killed is a fork of this process, so a kill can come
+WHAT is fit, grid or claims, or several joined by commas. Prints a line of JSON for each. Everything is imported
+once; a child that is killed is a fork of this process, so a kill can come
 a few milliseconds after the beginning.
 """
 import hashlib
@@ -15,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ |= dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1') # before torch is imported; workers inherit it
+os.environ |= dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1',
+                   HF_HUB_OFFLINE='1') # before torch is imported; workers inherit it
 
 import pandas as pd
 import psutil
@@ -37,7 +39,9 @@ def digests(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(path for path in run.rglob('*') if path.is_file() and path.name != 'digests.json'):
         content = path.read_bytes()
-        if path.name == 'metrics.json': content = json.dumps({k: v for k, v in json.loads(content).items() if k not in TIMES}).encode()
+        if path.name == 'metrics.json': content = json.dumps({k: v for k,
+                                                              v in json.loads(content).items()
+                                                              if k not in TIMES}).encode()
         if path.name == 'history.csv': content = pd.read_csv(path).drop(columns='seconds').to_csv().encode()
         found[path.relative_to(run).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
@@ -64,7 +68,8 @@ def finished(child: int) -> bool:
 
 def leftovers(store: Path) -> list[str]:
     "Whatever is neither a run nor audio that runs need."
-    odd = [path for path in store.rglob('*') if '.draft-' in path.name or {'.claims', '.unfinished'} & set(path.parent.relative_to(store).parts)]
+    odd = [path for path in store.rglob('*') if '.draft-' in path.name
+           or {'.claims', '.unfinished'} & set(path.parent.relative_to(store).parts)]
     return [path.relative_to(store).as_posix() for path in odd]
 
 
@@ -156,7 +161,8 @@ def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random, count: 
         anew += sum((store / id).stat().st_ino != number for id, number in there.items())
         left += bool(leftovers(store))
         shutil.rmtree(store)
-    return dict(kills=kills, same=same, leftovers=left, workers_after_10_seconds=outlived, longest_seconds=round(longest, 1),
+    return dict(kills=kills, same=same, leftovers=left, workers_after_10_seconds=outlived,
+                longest_seconds=round(longest, 1),
                 trained_twice=anew, workers_killed=fewer, undisturbed_seconds=round(undisturbed, 1))
 
 
@@ -167,8 +173,8 @@ def several_at_once(home: Path, corpora: Path, count: int, rng: random.Random) -
     assert finished(forked(counting(home / 'alone', grid(home / 'one'))))
     children = [forked(counting(home / 'steps', grid(home / 'shared'))) for _ in range(max(count, 2))]
     assert all([finished(child) for child in children])
-    same = {id: digests(home / 'one' / id) for id in ids(home / 'one')} == {id: digests(home / 'shared' / id) for id in ids(home / 'shared')}
-    return dict(grids=len(children), same=same, leftovers=len(leftovers(home / 'shared')),
+    one, shared = ({id: digests(store / id) for id in ids(store)} for store in (home / 'one', home / 'shared'))
+    return dict(grids=len(children), same=one == shared, leftovers=len(leftovers(home / 'shared')),
                 steps=[(home / name).stat().st_size for name in ('alone', 'steps')])
 
 

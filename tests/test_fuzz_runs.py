@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save
 
 from cdser.checkpoints import Checkpoints
-from cdser.config import AUGMENTATIONS, LEAST_MOST, LOSSES, OBJECTIVES, PROTOCOLS, SELECTIONS, SETUPS, BadInput, Experiment
-from cdser.config import check_experiment, from_dict
+from cdser.config import AUGMENTATIONS, LEAST_MOST, LOSSES, OBJECTIVES, PROTOCOLS, SELECTIONS, SETUPS
+from cdser.config import BadInput, Experiment, check_experiment, from_dict
 from cdser.model import build
 from cdser.parts import make_parts, open_recordings
 from cdser.runs import run_id
@@ -24,7 +24,8 @@ from tiny import TINY, prepared
 
 @cache
 def recordings():
-    return [open_recordings(name, prepared() / 'corpora', prepared() / 'runs', TINY.max_seconds) for name in ('studio_a', 'studio_b')]
+    return [open_recordings(name, prepared() / 'corpora', prepared() / 'runs', TINY.max_seconds)
+            for name in ('studio_a', 'studio_b')]
 
 
 CHOICES = dict(setup=SETUPS, protocol=PROTOCOLS, selection=SELECTIONS, objective=OBJECTIVES)
@@ -35,10 +36,12 @@ def any_value(rng, name: str):
     "A valid value for a field, most often; on the edge of what is allowed, or just beyond, sometimes."
     if name in CHOICES: return pick(rng, CHOICES[name])
     if name in FLAGS: return bool(rng.integers(2))
-    if name == 'weights': return {term: float(rng.integers(3)) for term in rng.choice(LOSSES, rng.integers(1, 5), replace=False)}
+    if name == 'weights': return {term: float(rng.integers(3))
+                                  for term in rng.choice(LOSSES, rng.integers(1, 5), replace=False)}
     if name == 'augmentations': return tuple(rng.choice(AUGMENTATIONS, rng.integers(4), replace=False))
     low, high = LEAST_MOST[name]
-    odd = pick(rng, (low, high, low - 1, high + 1, np.nextafter(low, -math.inf), np.nextafter(high, math.inf), int(low), math.nan))
+    odd = pick(rng, (low, high, low - 1, high + 1, np.nextafter(low, -math.inf), np.nextafter(high, math.inf),
+                     int(low), math.nan))
     if rng.random() < .5: return odd
     usual = float(np.exp(rng.uniform(np.log(max(low, 1e-3)), np.log(min(high, 30)))))
     return round(usual) if isinstance(low, int) else usual
@@ -62,17 +65,23 @@ def test_any_experiment_is_refused_or_has_parts_and_a_model(rng, folder, number)
 
 
 EDGES = [{name: edge} for name, edges in LEAST_MOST.items() for edge in edges
-         if name not in ('fold', 'folds', 'validation', 'epochs', 'warm_start', 'max_seconds', 'shots', 'seed') and edge != 10**6]
-EDGES += [dict(setup='few_shot', shots=1), dict(setup='few_shot', shots=10**6), dict(seed=2**32 - 1), dict(validation=.01), dict(validation=.99),
-          dict(batch_seconds=.1, standardise=True), dict(batch_seconds=.1, weights={'emotion': 1., 'supervised_contrastive': 1.}),
-          *(dict(batch_seconds=.1, weights={'emotion': 1., term: 1.}, setup='labelled_target') for term in ('dann', 'cdan', 'coral', 'mmd', 'mcc')),
-          dict(weights={term: 1e6 for term in LOSSES}), dict(weights={'information': 1.}), dict(weights={'self_training': 1.}, confidence=.01)]
+         if name not in ('fold', 'folds', 'validation', 'epochs', 'warm_start', 'max_seconds', 'shots', 'seed')
+         and edge != 10**6]
+EDGES += [dict(setup='few_shot', shots=1), dict(setup='few_shot', shots=10**6), dict(seed=2**32 - 1),
+          dict(validation=.01), dict(validation=.99),
+          dict(batch_seconds=.1, standardise=True),
+          dict(batch_seconds=.1, weights={'emotion': 1., 'supervised_contrastive': 1.}),
+          *(dict(batch_seconds=.1, weights={'emotion': 1., term: 1.}, setup='labelled_target')
+            for term in ('dann', 'cdan', 'coral', 'mmd', 'mcc')),
+          dict(weights={term: 1e6 for term in LOSSES}), dict(weights={'information': 1.}),
+          dict(weights={'self_training': 1.}, confidence=.01)]
 
 
 @pytest.mark.parametrize('edge', EDGES, ids=str)
 def test_an_experiment_on_the_edge_trains_or_is_refused(edge):
     try:
-        e = check_experiment(replace(TINY, epoch_steps=1, **edge) if 'epoch_steps' not in edge else replace(TINY, batch_seconds=30., **edge))
+        e = check_experiment(replace(TINY, epoch_steps=1, **edge)
+                             if 'epoch_steps' not in edge else replace(TINY, batch_seconds=30., **edge))
         torch.set_num_threads(1)
         parts, model = make_parts(e, *recordings()), build(e)
         history, _ = train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
@@ -84,7 +93,8 @@ def test_an_experiment_on_the_edge_trains_or_is_refused(edge):
 
 def written(folder: Path, rng) -> Path:
     "A checkpoint, as a training writes it."
-    tensors = {f'model.{i}': torch.from_numpy(rng.random(int(rng.integers(1, 50)), dtype=np.float32)) for i in range(rng.integers(1, 4))}
+    tensors = {f'model.{i}': torch.from_numpy(rng.random(int(rng.integers(1, 50)), dtype=np.float32))
+               for i in range(rng.integers(1, 4))}
     checkpoints = Checkpoints(folder / 'run', about=dict(id='run'))
     checkpoints.save(tensors, dict(epoch=int(rng.integers(9)), history=[dict(loss=.5)]))
     return checkpoints.files()[0]
@@ -92,7 +102,8 @@ def written(folder: Path, rng) -> Path:
 
 def altered(rng, content: bytes) -> bytes:
     at = int(rng.integers(len(content)))
-    return pick(rng, (content[:at], content[at:], content + rng.bytes(3), content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1:],
+    return pick(rng, (content[:at], content[at:], content + rng.bytes(3),
+                      content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1:],
                       bytes(len(content)), content[:at] + rng.bytes(8) + content[at + 8:]))
 
 
@@ -113,7 +124,8 @@ def test_altered_checkpoints_are_never_believed(rng, folder, number):
 def test_forged_checkpoints_are_read_or_passed_over(rng, folder, number):
     "The name fits, so what is in it has to be looked at."
     path = written(folder, rng)
-    facts = pick(rng, ('{}', '[]', '1', '{"about": {"id": "run"}}', '{"about": []}', '[' * 10**4, 'NaN', '{"about": {"id": "run"}, "epoch": 1e999}', '\ud7ff'))
+    facts = pick(rng, ('{}', '[]', '1', '{"about": {"id": "run"}}', '{"about": []}', '[' * 10**4, 'NaN',
+                       '{"about": {"id": "run"}, "epoch": 1e999}', '\ud7ff'))
     content = altered(rng, path.read_bytes()) if rng.random() < .7 else save({'x': torch.zeros(2)}, {'facts': facts})
     path.unlink()
     (folder / 'run' / f'{hashlib.sha256(content).hexdigest()}.safetensors').write_bytes(content)
