@@ -77,7 +77,9 @@ def main() -> None:
         short = Experiment('studio_a', 'studio_b', epochs=1, epoch_steps=12, batch_seconds=6.4, max_seconds=.64)
         start, samples, done, runs = time.time(), [], threading.Event(), 0
         def watch():
-            while not done.wait(EVERY): samples.append(look(start, store))
+            while not done.wait(EVERY):
+                try: samples.append(look(start, store))
+                except (OSError, psutil.Error): pass # a process or a folder went while it was looked at
         watcher = threading.Thread(target=watch)
         watcher.start()
         seed, grids = 0, 0

@@ -170,6 +170,7 @@ def as_augmentations(names: Any) -> tuple[str, ...]:
 # %% ../nbs/00_config.ipynb #a411bdaf
 def with_types(e: Experiment) -> Experiment:
     "The same with the types that the fields declare. Raises `BadInput` where a value does not fit its field."
+    if not isinstance(e, Experiment): raise BadInput(f'experiment: {repr(e)[:80]} is none; write Experiment(source, target)')
     found = {}
     for f in fields(Experiment):
         value = getattr(e, f.name)

@@ -75,10 +75,11 @@ def this_machine() -> str: # 8 hexadecimal digits
         except OSError: pass # not Linux: the host alone
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
-def process_start(pid: int) -> str: # '' where it is not known
+def process_start(pid: int) -> str: # '' where it is not known; 'dead' where it only waits to be noticed
     "When a process began, in the kernel's ticks."
-    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
-    except (OSError, IndexError): return ''
+    try: state, *facts = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except (OSError, ValueError): return ''
+    return 'dead' if state in 'ZX' or len(facts) < 19 else facts[18]
 
 def process_name() -> str: # machine-number-start
     "What nothing but this process is called."
@@ -197,7 +198,10 @@ class Claim:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.is_void(self.path): self.clear()
             try: made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError: return False
+            except FileExistsError:
+                if os.path.lexists(self.path) and self.owner(self.path) is None:
+                    raise BadInput(f'{self.path}: stands where a claim belongs, and is none; move it away') from None
+                return False
             try:
                 with os.fdopen(made, 'w') as file: file.write(process_name())
             except OSError: # a claim that does not say whose it is would be waited for
@@ -208,11 +212,22 @@ class Claim:
         return True
 
     @staticmethod
+    def owner(path: Path) -> str | None: # '' where it is not written yet; None: this is no claim
+        "Which process a claim names."
+        try:
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > 100: return None
+            found = path.read_bytes().decode(errors='replace')
+        except OSError: return ''
+        return found if re.fullmatch(r'|[0-9a-f]{8}-\d+-\d+', found) else None
+
+    @staticmethod
     def is_void(path: Path) -> bool:
         "Whether whoever held a claim is gone."
-        try: owner, age = path.read_text(), time.time() - path.stat().st_mtime
+        owner = Claim.owner(path)
+        if owner is None: return False
+        try: age = time.time() - path.stat().st_mtime
         except OSError: return False
-        alive = is_alive(owner) if re.fullmatch(r'[0-9a-f]{8}-\d+-\d+', owner) else None
+        alive = is_alive(owner) if owner else None
         return alive is False or alive is None and age > SILENT
 
     def clear(self) -> None:

@@ -29,11 +29,20 @@ class Recordings:
 
     @cached_property
     def digest(self) -> str: # 12 hexadecimal digits
-        "A hash of the audio, and of all that labels and splits are made of."
-        facts = self.corpus.table[['label', 'speaker', 'session', 'text_id']].assign(name=self.corpus.names)
-        frozen = [split_hash(freeze(self.corpus.table, self.frozen))] if self.frozen else []
+        "A hash of the audio, and of all that labels and splits can be made of."
+        return self.hash_of(('label', 'speaker', 'session', 'text_id'), frozen=True)
+
+    def decides(self, role: str, e: Experiment) -> str: # 12 hexadecimal digits; role: 'source' or 'target'
+        "A hash of what decides a run of `e`: a source is divided by speakers alone, and texts and a frozen split count where they are asked for."
+        target = role == 'target'
+        columns = ('label', 'speaker', *['session'] * target, *['text_id'] * (target and e.disjoint_texts))
+        return self.hash_of(columns, frozen=target and e.protocol == 'frozen')
+
+    def hash_of(self, columns: tuple[str, ...], frozen: bool) -> str:
+        facts = self.corpus.table[list(columns)].assign(name=self.corpus.names)
+        split = [split_hash(freeze(self.corpus.table, self.frozen))] if frozen and self.frozen else []
         segments = [] if self.corpus.segments is None else [self.corpus.segments.astype(str).tolist()] # names round them
-        return content_hash([self.files, facts.values.tolist(), *segments, *frozen])
+        return content_hash([self.files, facts.values.tolist(), *segments, *split])
 
 def open_recordings(name: str,         # of the corpus
                     corpora_root: Path, # the folder that holds the corpora's folders
@@ -84,7 +93,7 @@ def split_target(e: Experiment, target: Recordings) -> Split:
 
 def check_part(recordings: Recordings, split: Split, role: str, where: str, protocol: str = '', disjoint_texts: bool = False) -> None:
     "Raise `BadInput`, naming the corpus, where a split cannot be trained or tested on."
-    table = recordings.corpus.table.assign(sha256=recordings.files)
+    table = recordings.corpus.table.assign(sha256=recordings.store.contents.astype(str)) # a copy in another format, too
     try: check_split(table, split, role, protocol, disjoint_texts)
     except BadInput as err: raise BadInput(f'{recordings.corpus.name}{where}: {err}') from err
 

@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'TEXT', 'NUMBERS', 'write_digests', 'parse', 'as_digests', 'inside', 'read_regular', 'Stored',
-           'as_embeddings', 'Run', 'RunStore', 'by_version', 'say_versions', 'claims_in', 'needed', 'remove_known',
-           'files_of_audio', 'prune']
+           'as_embeddings', 'Run', 'RunStore', 'by_version', 'say_versions', 'inside_of', 'claims_in', 'needed',
+           'remove_known', 'files_of_audio', 'files_of_encoder', 'prune']
 
 # %% ../nbs/25_store.ipynb #74b35767
 import errno, hashlib, io, json, os, re, stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
 import numpy as np
 import pandas as pd
-from .audio import seal
+from .audio import FILES, seal
 from .checkpoints import Checkpoints
 from .config import LABELS, BadInput, Experiment, content_hash, from_dict
 from .corpora import read_csv
-from .files import Claim, build_folder, shown, sweep
+from .files import Claim, build_folder, content_digest, shown, sweep
 from .identity import FORMAT, code_digest
 from .model import Recogniser, from_transformers, load_stock
 from safetensors import SafetensorError
@@ -258,55 +259,76 @@ def say_versions(store: RunStore) -> str: # a line; '' where no run is of other 
     return f'{store.folder}: {found[found.used.astype(bool)].runs.sum()} runs of this code; not used: {", ".join(others)}'
 
 # %% ../nbs/25_store.ipynb #740e2862
+def inside_of(store: RunStore, *names: str) -> list[Path]: # sorted; none where a folder on the way is missing, or a link
+    "What lies in a folder of a store."
+    place = store.folder
+    for name in names:
+        place = place / name
+        if place.is_symlink() or not place.is_dir(): return []
+    return sorted(place.iterdir()) if place.is_dir() else []
+
 def claims_in(store: RunStore) -> list[Path]:
     "All claims to what is being made in a store."
-    places = (store.folder / '.claims', store.folder / 'encoders' / '.claims', store.folder / 'audio' / 'claims')
-    return [path for place in places if place.is_dir() for path in sorted(place.iterdir()) if not path.name.startswith('.')]
+    there = [*inside_of(store, '.claims'), *inside_of(store, 'encoders', '.claims'), *inside_of(store, 'audio', 'claims')]
+    return [path for path in there if re.fullmatch('[0-9a-f]{12}|[0-9a-f]{16}', path.name) and Claim.owner(path) is not None]
 
 def needed(store: RunStore) -> tuple[set[str], set[str]]: # names of decoded audio, and of warm encoders
     "What the runs of a store were made from. Raises `BadInput` where a run cannot say."
     audio, encoders = set(), set()
     for run in store.runs():
-        try: config = json.loads((run.folder / 'config.json').read_text(encoding='utf-8'))
-        except (OSError, ValueError) as err: run.refuse('config.json', 'cannot be read, so nothing is removed', err)
-        audio |= set(config.get('audio', ()))
-        encoders |= {config['warm_start']} if config.get('warm_start') else set()
+        try:
+            config = parse(read_regular(run.folder / 'config.json', LONGEST))
+            found = [*config.get('audio', []), config.get('warm_start', '')]
+            if not all(isinstance(name, str) for name in found): raise ValueError('it does not say what it was made from')
+        except (OSError, TypeError, ValueError) as err: run.refuse('config.json', f'cannot be read, so nothing is removed ({shown(err)})', err)
+        audio |= set(found[:-1])
+        encoders.add(found[-1])
     return audio, encoders
 
-def remove_known(folder: Path, names: list[str]) -> int: # bytes that are free now
-    "Remove files of a folder, and the folder where it is empty then."
-    freed = 0
-    for name in names:
-        path = folder / name
-        if path.is_symlink() or not path.is_file(): continue
-        freed += path.stat().st_size
-        path.unlink()
-    for inner in sorted({(folder / name).parent for name in names}, key=lambda path: -len(path.parts)):
-        try: inner.rmdir()
-        except OSError: pass # something else lies there
+# %% ../nbs/25_store.ipynb #ea2eb2e5
+def remove_known(folder: Path, files: dict[str, str | None]) -> int: # path inside -> SHA-256; None: known otherwise. Bytes that are free now
+    "Remove files of a folder if each is what it should be, and the folder where it is empty then; else nothing."
+    paths = {name: folder / name for name in files}
+    inner = sorted({path.parent for path in paths.values()}, key=lambda path: -len(path.parts))
+    top = os.path.realpath(folder)
+    if any(path.is_symlink() or not os.path.realpath(path).startswith(os.path.join(top, '')) for path in (*paths.values(), *(x for x in inner if x != folder))):
+        return 0
+    if folder.is_symlink() or not all(path.is_file() and digest in (None, content_digest(path)) for path, digest in zip(paths.values(), files.values())):
+        return 0
+    freed = sum(path.stat().st_size for path in paths.values())
+    for path in paths.values(): path.unlink()
+    for place in inner:
+        with suppress(OSError): place.rmdir() # unless something else lies there
     return freed
 
-def files_of_audio(folder: Path) -> list[str]: # none where it is no store of decoded audio
+def files_of_audio(folder: Path) -> dict[str, str | None]: # none where it is no store of decoded audio
     "The files that make a store of decoded audio."
-    try: about = json.loads((folder / 'store.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return []
-    ours = isinstance(about, dict) and about.get('key') == folder.name and about.get('seal') == seal(about)
-    return [*about['files'], 'store.json'] if ours else []
+    try:
+        about = parse(read_regular(folder / 'store.json', LONGEST))
+        ours = about['key'] == folder.name and about['seal'] == seal(about) and set(about['files']) == set(FILES)
+        return {**{name: str(about['files'][name]) for name in FILES}, 'store.json': None} if ours else {}
+    except (OSError, KeyError, TypeError, ValueError): return {}
 
+def files_of_encoder(warm: Run) -> dict[str, str | None]: # none where it is not whole
+    "The files that make an encoder of a warm start."
+    try: return {**{name: digest for name, (_, digest) in warm.digests.items()}, 'digests.json': None} if warm.config else {}
+    except BadInput: return {}
+
+# %% ../nbs/25_store.ipynb #35a8019f
 def prune(store: RunStore) -> pd.DataFrame: # a row for each thing that went: what, name, megabytes
     "Remove what no run needs. Raises `BadInput` while somebody is at work in the store."
     at_work = [path for path in claims_in(store) if not Claim.is_void(path)]
     if at_work: raise BadInput(f'{store.folder}: somebody is making {at_work[0].name}; prune when no training or decoding is under way')
     audio, encoders = needed(store)
-    gone = []
-    for place in (store.folder, store.folder / 'audio', store.folder / 'encoders'):
-        if number := sweep(place): gone.append(('drafts', f'{number} in {place.name}', 0.))
-    for path in claims_in(store): gone.append(('claim', path.name, remove_known(path.parent, [path.name]) / 1e6))
-    for folder in sorted((store.folder / 'audio').glob('*')):
-        if folder.name in audio or not (names := files_of_audio(folder)): continue
-        gone.append(('audio', folder.name, remove_known(folder, names) / 1e6))
-    for warm in RunStore(store.folder / 'encoders').runs():
-        if warm.id not in encoders: gone.append(('encoder', warm.id, remove_known(warm.folder, [*warm.digests, 'digests.json']) / 1e6))
-    for folder in sorted((store.folder / '.unfinished').glob('*')):
-        if folder.name in store: gone.append(('checkpoint', folder.name, remove_known(folder, [path.name for path in folder.glob('*.safetensors')]) / 1e6))
-    return pd.DataFrame(gone, columns=['what', 'name', 'megabytes'])
+    drafts = [('drafts', f'{number} in {place.name}', 0) for place in (store.folder, store.folder / 'audio', store.folder / 'encoders')
+              if not place.is_symlink() and (number := sweep(place))]
+    gone = [('claim', path.name, remove_known(path.parent, {path.name: None})) for path in claims_in(store)]
+    for folder in inside_of(store, 'audio'):
+        if folder.name not in audio and (files := files_of_audio(folder)): gone.append(('audio', folder.name, remove_known(folder, files)))
+    for folder in inside_of(store, 'encoders'):
+        if folder.name not in encoders and (files := files_of_encoder(Run(folder))): gone.append(('encoder', folder.name, remove_known(folder, files)))
+    for folder in inside_of(store, '.unfinished'):
+        files = {path.name: path.stem for path in Checkpoints(folder).files()} if folder.name in store else {}
+        if files: gone.append(('checkpoint', folder.name, remove_known(folder, files)))
+    found = drafts + [(what, name, size) for what, name, size in gone if size]
+    return pd.DataFrame([(what, name, size / 1e6) for what, name, size in found], columns=['what', 'name', 'megabytes'])
