@@ -295,7 +295,7 @@ def freeze(corpus):
 
 
 @pytest.mark.parametrize('name', ['studio_a', 'studio_b'])
-@pytest.mark.parametrize('change', [relabel, swap_speakers, rerecord, freeze])
+@pytest.mark.parametrize('change', [relabel, swap_speakers, rerecord])
 def test_what_decides_of_a_corpus_is_another_run(studios, other_corpora, known, change, name):
     runs_dir, before = known
     shutil.rmtree(other_corpora / name)
@@ -306,6 +306,14 @@ def test_what_decides_of_a_corpus_is_another_run(studios, other_corpora, known, 
     shutil.rmtree(other_corpora / name)
     shutil.copytree(studios / name, other_corpora / name)
     assert after != before and id_of(other_corpora, runs_dir) == before
+
+
+@pytest.mark.parametrize('name', ['studio_a', 'studio_b'])
+def test_a_frozen_split_that_is_not_asked_for_is_no_other_run(studios, other_corpora, known, name):
+    runs_dir, before = known
+    freeze(other_corpora / name)
+    assert id_of(other_corpora, runs_dir) == before
+    (other_corpora / name / 'split.csv').unlink()
 
 
 def test_names_and_places_are_no_part_of_a_run(studios, known, tmp_path):
