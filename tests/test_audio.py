@@ -77,6 +77,32 @@ def test_a_hole_in_the_middle_is_found(kind, tmp_path):
         refused(put(tmp_path / f'a.{kind}', whole[:at] + whole[at + 4096:]))
 
 
+@pytest.mark.parametrize('kind', ['flac', '24.flac'])
+def test_frames_of_a_flac_are_all_there_once_and_in_order(kind, tmp_path):
+    whole = file_of(kind, sound(8.))
+    at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
+    frames = [whole[begin:end] for begin, end in zip(at, [*at[1:], len(whole)])]
+    assert len(frames) == 32
+    def read(*order): return load_audio(put(tmp_path / f'a.{kind}', whole[:at[0]] + b''.join(frames[i] for i in order)))
+    assert len(read(*range(32))) == 8 * RATE
+    orders = {'one is missing': [*range(9), *range(10, 32)], 'half is missing': [*range(8), *range(24, 32)], 'the first is missing': range(1, 32),
+              'the last alone': [31], 'swapped': [0, 2, 1, *range(3, 32)], 'twice': [0, 1, 1, *range(2, 32)], 'moved': [0, 9, *range(1, 9), *range(10, 32)],
+              'an extra one': [0, 9, *range(1, 32)], 'an extra one first': [5, *range(32)], 'an extra one late': [*range(31), 5, 31],
+              'backwards': [*range(31)][::-1] + [31]}
+    for order in orders.values():
+        with pytest.raises(BadInput, match='damaged near byte'): read(*order)
+
+
+def test_what_looks_like_a_frame_within_one_does_not_matter(tmp_path):
+    whole = file_of('flac', np.random.default_rng(0).uniform(-1, 1, 60 * RATE).astype(np.float32), RATE) # noise: frames of plain samples
+    at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
+    head, begin, end = whole[at[3]:at[3] + 6], at[5] + 1000, at[6] - 2
+    mended = whole[:begin] + head + whole[begin + 6:end] # the header of the fourth frame, among the samples of the sixth
+    mended += cdser.intact.crc16(mended[at[5]:]).to_bytes(2, 'big') + whole[end + 2:]
+    assert len(list(cdser.intact.flac_frames(io.BytesIO(mended), 42, len(mended), 4096))) == len(at) + 1
+    assert len(load_audio(put(tmp_path / 'a.flac', mended))) == 60 * RATE
+
+
 def test_what_is_said_names_the_fault(tmp_path):
     for kind in ('wav', 'aiff', 'ogg', 'opus', 'mp3', 'flac'):
         whole = file_of(kind, sound())
