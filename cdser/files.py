@@ -213,10 +213,10 @@ class Claim:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.is_void(self.path): self.clear()
             try: made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
+            except FileExistsError as err:
                 with suppress(FileNotFoundError): # it was given up meanwhile
                     claimed = stat.S_ISREG(os.lstat(self.path).st_mode)
-                    if not claimed: raise BadInput(f'{self.path}: is no file, so nobody holds this claim; remove it')
+                    if not claimed: raise BadInput(f'{self.path}: is no file, so nobody holds this claim; remove it') from err
                 return False
             try:
                 with os.fdopen(made, 'w') as file: file.write(process_name())
