@@ -93,6 +93,24 @@ def test_frames_of_a_flac_are_all_there_once_and_in_order(kind, tmp_path):
         with pytest.raises(BadInput, match='damaged near byte'): read(*order)
 
 
+def test_frames_may_be_numbered_by_their_first_samples(tmp_path):
+    whole = file_of('flac', sound(8.))
+    at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
+    def numbered(frame, first): # as in a file whose frames may differ in length
+        number = 0xf0_80_80_80 | first >> 18 << 24 | (first >> 12 & 63) << 16 | (first >> 6 & 63) << 8 | first & 63
+        head, check = b'\xff\xf9' + frame[2:4] + number.to_bytes(4, 'big'), 0
+        size = {6: 1, 7: 2}.get(frame[2] >> 4, 0)
+        head += frame[5:5 + size]
+        for byte in head: check = cdser.intact.CRC8[check ^ byte]
+        body = head + bytes([check]) + frame[5 + size + 1:-2]
+        return body + cdser.intact.crc16(body).to_bytes(2, 'big')
+    frames = [numbered(whole[begin:end], 4096 * i) for i, (begin, end) in enumerate(zip(at, [*at[1:], len(whole)]))]
+    plain = load_audio(put(tmp_path / 'a.flac', whole))
+    assert np.array_equal(load_audio(put(tmp_path / 'b.flac', whole[:at[0]] + b''.join(frames))), plain)
+    for order in (frames[:9] + frames[20:], frames[:3] + frames[2:], [*frames[:5], frames[6], frames[5], *frames[7:]]):
+        with pytest.raises(BadInput, match='damaged near byte'): load_audio(put(tmp_path / 'c.flac', whole[:at[0]] + b''.join(order)))
+
+
 def test_what_looks_like_a_frame_within_one_does_not_matter(tmp_path):
     whole = file_of('flac', np.random.default_rng(0).uniform(-1, 1, 60 * RATE).astype(np.float32), RATE) # noise: frames of plain samples
     at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
