@@ -7,12 +7,12 @@ __all__ = ['RATES', 'BLOCK', 'READ', 'WIDTHS', 'TRIMMED', 'LONGEST', 'SHORTEST',
            'WHOLE', 'ROUNDING', 'GROUP', 'AHEAD', 'TOGETHER', 'FORMAT', 'FILES', 'WAITING', 'named', 'Forward',
            'opened', 'as_float', 'is_exact', 'read_blocks', 'resampling_filter', 'resample', 'resample_blocks',
            'Reading', 'read_on', 'frames_of', 'read_segment', 'read_each', 'read_recording', 'read_audio',
-           'decode_each', 'decode', 'load_audio', 'in_groups', 'in_threads', 'listed', 'decoded', 'seal', 'check_store',
-           'AudioStore', 'write_samples', 'write_store', 'check_segments', 'check_limit', 'store_key', 'digest_files',
-           'make_store', 'open_store']
+           'decode_each', 'decode', 'load_audio', 'in_groups', 'in_threads', 'listed', 'decoded', 'seal',
+           'damaged_store', 'says_all', 'check_store', 'read_index', 'AudioStore', 'write_samples', 'write_store',
+           'check_segments', 'check_limit', 'store_key', 'digest_files', 'make_store', 'open_store']
 
 # %% ../nbs/01_audio.ipynb #5c4c79e7
-import hashlib, io, json, math, os, struct, threading, time
+import errno, hashlib, io, json, math, os, re, struct, threading, time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ import soundfile as sf
 from scipy.signal import firwin, resample_poly
 from tqdm.auto import tqdm
 from .config import SAMPLE_RATE, BadInput
-from .files import Claim, build_folder, content_digests, shown
+from .files import Claim, build_folder, content_digests, read_regular, shown, stamp
 from .intact import Extent, Incomplete, Patched, examine
 
 # %% ../nbs/01_audio.ipynb #1e1dd907
@@ -356,32 +356,56 @@ def decoded(paths: list[Path],
     if bad: raise BadInput(f'{len(bad)} of {len(rows)} recordings cannot be used; {listed(bad)}')
 
 # %% ../nbs/01_audio.ipynb #a0d1000a
-FORMAT = 1 # of stores, and of how recordings become samples
+FORMAT = 2 # of stores, and of how recordings become samples
 FILES = ('samples', 'index.npy')
 
 def seal(about: dict) -> str: # 64 hexadecimal digits
     "A digest of what a store says of itself."
     return hashlib.sha256(json.dumps({name: fact for name, fact in about.items() if name != 'seal'}, sort_keys=True).encode()).hexdigest()
 
+def damaged_store(folder: Path, name: str, what: str) -> BadInput:
+    return BadInput(f'{folder / name}: {what}; remove the folder {folder}, it is decoded again')
+
+def says_all(about: dict) -> bool:
+    "Whether `store.json` holds each fact that `write_store` writes and somebody reads."
+    files = about.get('files')
+    return isinstance(files, dict) and set(files) == set(FILES) and isinstance(about.get('key'), str) \
+        and isinstance(about.get('digest'), str) and re.fullmatch('[0-9a-f]{12}', about['digest']) is not None
+
 def check_store(folder: Path) -> dict: # what `store.json` says
     "Raise `BadInput`, naming the file, unless a store is what was once written. Nothing is removed: that is left to the user."
     folder, file = Path(folder), Path(folder) / 'store.json'
-    def damaged(file, what): return BadInput(f'{file}: {what}; remove the folder {folder}, it is decoded again')
+    def damaged(file, what): return damaged_store(folder, file.name, what)
     try:
-        about = json.loads(file.read_bytes())
-        sealed = isinstance(about, dict) and about.get('seal') == seal(about) and set(about.get('files') or ()) == set(FILES)
-    except FileNotFoundError as err: raise damaged(file, 'is missing') from err
-    except OSError as err: raise BadInput(f'{file}: cannot be read ({err.strerror}); ask whoever wrote it') from err
+        about = json.loads(read_regular(file, 2**16))
+        sealed = isinstance(about, dict) and about.get('seal') == seal(about) and says_all(about)
+    except (FileNotFoundError, NotADirectoryError) as err: raise damaged(file, 'is missing') from err
+    except OSError as err:
+        if err.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.EISDIR): raise damaged(file, 'is no file') from err
+        raise BadInput(f'{file}: cannot be read ({err.strerror}); ask whoever wrote it') from err
     except (ValueError, RecursionError, KeyError, TypeError) as err: raise damaged(file, 'is damaged') from err
     if isinstance(about, dict) and type(about.get('format')) is int and about['format'] > FORMAT:
-        raise BadInput(f'{file}: was written by a newer cdser (format {about["format"]}, this one reads {FORMAT}); update cdser')
+        raise BadInput(f'{file}: was written by a newer cdser (format {str(about["format"])[:9]}, this one reads {FORMAT}); update cdser')
     if not sealed: raise damaged(file, 'is damaged')
-    if about['key'] != folder.name: raise damaged(file, f'belongs to another store, {about["key"]}')
+    if about['key'] != folder.name: raise damaged(file, f'belongs to another store, {shown(about["key"])}')
     found = content_digests([folder / name for name in FILES], folder.parent / 'digests' / f'{folder.name}.json')
     for name, digest in zip(FILES, found):
         if not digest: raise damaged(folder / name, 'is missing')
         if digest != about['files'][name]: raise damaged(folder / name, 'is damaged')
     return about
+
+def read_index(folder: Path) -> np.ndarray: # (4, n) int64
+    "Where a store's recordings lie. Raises `BadInput` unless each lies within the file of samples."
+    try:
+        with np.errstate(over='ignore'): # mapped: whatever size it claims, no more is read than there is
+            index = np.array(np.lib.format.open_memmap(folder / 'index.npy', mode='r'))
+        size = (folder / 'samples').stat().st_size
+    except (ValueError, TypeError, ArithmeticError, MemoryError, OSError) as err: raise damaged_store(folder, 'index.npy', 'is damaged') from err
+    if index.dtype != np.int64 or index.ndim != 2 or len(index) != 4 or not index.shape[1]: raise damaged_store(folder, 'index.npy', 'is damaged')
+    begins, lengths, widths, _ = index
+    inside = (begins >= 0) & (begins % 4 == 0) & (lengths > 0) & (lengths <= size) & np.isin(widths, (2, 4)) & (begins <= size)
+    if not (inside & (begins + np.where(inside, lengths * widths, 0) <= size)).all() or size % 4: raise damaged_store(folder, 'index.npy', 'does not fit its samples')
+    return index
 
 class AudioStore:
     "Decoded recordings in one memory-mapped file. Raises `BadInput` where they are not what was written."
@@ -389,7 +413,7 @@ class AudioStore:
         self.folder = Path(folder)
         self.about = check_store(self.folder)
         # (n,) int64 each: first byte, samples, bytes a sample, and a number that is equal where two recordings hold the same samples
-        self.begins, self.lengths, self.widths, self.contents = np.load(self.folder / 'index.npy')
+        self.begins, self.lengths, self.widths, self.contents = read_index(self.folder)
 
     def __reduce__(self): return AudioStore, (self.folder,) # a worker process maps the file itself
 
@@ -418,7 +442,8 @@ def write_samples(draft: Path, recordings: Iterator[np.ndarray]) -> tuple[str, n
             content = samples.data if samples.nbytes % 4 == 0 else samples.tobytes() + bytes(-samples.nbytes % 4)
             file.write(content)
             hashed.update(content)
-            content_number = int.from_bytes(hashlib.sha256(samples.data).digest()[:8], 'little', signed=True)
+            values = as_float(samples).astype('<f4', copy=False) + np.float32(0) # without -0
+            content_number = int.from_bytes(hashlib.sha256(values.data).digest()[:8], 'little', signed=True)
             index.append((at, len(samples), samples.itemsize, content_number))
             at += samples.nbytes + -samples.nbytes % 4
     return hashed.hexdigest(), np.array(index, np.int64).T
@@ -471,9 +496,11 @@ WAITING = .2 # seconds between looks at a store that somebody else is making
 
 def make_store(place: Path, paths: list[Path], max_seconds: float | None, segments: np.ndarray | None, digests: list[str]) -> None:
     "Decode recordings into a store at `place`, unless somebody else is first."
+    def stamps(): return {path: (stamp(path), stamp(path, follow=False)) for path in set(paths)} # of a link, too
+    before = stamps()
     def unchanged():
-        now = digest_files(place.parent, paths)
-        changed = [named(path) for path, digest in zip(paths, digests) if now[str(path)] != digest]
+        now, stamped = digest_files(place.parent, paths), stamps() # who puts another recording in its place for a while, leaves a trace
+        changed = [named(path) for path, digest in zip(paths, digests) if now[str(path)] != digest or stamped[path] != before[path]]
         if changed: raise BadInput(f'{changed[0]}: changed while it was read; start again when all recordings are written')
     def write(draft):
         unchanged()
@@ -505,4 +532,6 @@ def open_store(folder: Path,                        # holds any number of stores
         raise BadInput(f'{len(absent)} of {len(paths)} recordings: there is no such file; {listed(absent)}')
     place = folder / store_key(digests, max_seconds, segments)
     if not os.path.lexists(place): make_store(place, paths, max_seconds, segments, digests)
-    return AudioStore(place)
+    store = AudioStore(place)
+    if len(store) != len(paths): raise damaged_store(place, 'index.npy', f'lists {len(store)} recordings, not {len(paths)}')
+    return store

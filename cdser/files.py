@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DRAFT', 'ABANDONED', 'SETTLED', 'BEAT', 'SILENT', 'shown', 'check_component', 'check_apart', 'writing', 'write_file',
            'this_machine', 'process_start', 'process_name', 'is_alive', 'sweep', 'build_folder', 'content_digest',
-           'stamp', 'read_kept', 'content_digests', 'watch_parent', 'Claim']
+           'stamp', 'read_regular', 'is_kept', 'read_kept', 'content_digests', 'watch_parent', 'Claim']
 
 # %% ../nbs/00_files.ipynb #5d50461a
-import fcntl, hashlib, json, os, re, secrets, shutil, socket, stat, threading, time
+import errno, fcntl, hashlib, json, os, re, secrets, shutil, socket, stat, threading, time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -141,19 +141,35 @@ def content_digest(path: Path) -> str: # 64 hexadecimal digits
         with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as err: raise BadInput(f'{path}: cannot be read ({err.strerror})') from err
 
-def stamp(path: Path) -> list[int] | None: # None where there is no file
+def stamp(path: Path,
+          follow: bool = True, # False: of a link itself
+         ) -> list[int] | None: # None where there is no file
     "What the file system says of a file; equal only while its content is."
-    try: found = os.stat(path)
+    try: found = os.stat(path, follow_symlinks=follow)
     except OSError: return None
-    if not stat.S_ISREG(found.st_mode): return None # a pipe or a device would never end
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode): return None # a pipe or a device would never end
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+def read_regular(path: Path, most: int) -> bytes: # at most `most` + 1 of them
+    "The first bytes of a file. Raises `OSError` where it is none: a pipe would be waited for, a device never ends."
+    opened = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
+    try:
+        found = os.fstat(opened)
+        if not stat.S_ISREG(found.st_mode): raise OSError(errno.EINVAL, 'it is no file')
+        with open(opened, 'rb', closefd=False) as file: return file.read(min(most, found.st_size) + 1)
+    finally: os.close(opened)
+
+def is_kept(entry) -> bool:
+    "Whether it is a stamp and a digest."
+    return isinstance(entry, list) and [type(fact) for fact in entry] == [int] * 4 + [str] and re.fullmatch('[0-9a-f]{64}', entry[-1]) is not None
 
 def read_kept(keep: Path | None) -> dict[str, list]: # path -> [*stamp, digest]
     "Digests that were kept; none where the file is missing or damaged."
     try:
-        check, _, text = Path(keep).read_text(encoding='utf-8').partition('\n')
-        return json.loads(text) if check == hashlib.sha256(text.encode()).hexdigest() else {}
-    except (OSError, TypeError, ValueError): return {}
+        check, _, text = read_regular(keep, 2**28).partition(b'\n')
+        kept = json.loads(text) if check.decode() == hashlib.sha256(text).hexdigest() else {}
+        return {name: entry for name, entry in kept.items() if is_kept(entry)}
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError): return {}
 
 def content_digests(paths: list[Path],
                     keep: Path | None = None, # a file in which digests are kept; None: in none
@@ -215,8 +231,8 @@ class Claim:
     def owner(path: Path) -> str | None: # '' where it is not written yet; None: this is no claim
         "Which process a claim names."
         try:
-            if path.is_symlink() or not path.is_file() or path.stat().st_size > 100: return None
-            found = path.read_bytes().decode(errors='replace')
+            if path.is_symlink() or not path.is_file(): return None
+            found = read_regular(path, 100).decode(errors='replace')
         except OSError: return ''
         return found if re.fullmatch(r'|[0-9a-f]{8}-\d+-\d+', found) else None
 

@@ -6,11 +6,13 @@
 __all__ = ['CUT', 'JOINED', 'SIDE_BY_SIDE', 'MAGIC', 'PADDING', 'FAMILIES', 'KNOWN', 'SLACK', 'MIRROR', 'VOICES', 'CRC8',
            'MPEG_HZ', 'MPEG_1', 'MPEG_2', 'RULES', 'Incomplete', 'damaged', 'Extent', 'check_rest', 'end_of_audio',
            'Chunks', 'list_chunks', 'is_placeholder', 'check_chunks', 'is_empty', 'check_au', 'check_nist',
-           'ogg_checksum', 'check_ogg', 'shifts', 'crc16', 'crc8_of_byte', 'flac_frame', 'last_flac_frame', 'find_in',
-           'check_flac', 'mpeg_frame', 'frames_said', 'counting_frame', 'check_mpeg', 'examine', 'Patched']
+           'ogg_checksum', 'check_ogg', 'shifts', 'crc16', 'crc8_of_byte', 'flac_frame', 'last_flac_frame',
+           'flac_frames', 'check_flac_order', 'find_in', 'check_flac', 'mpeg_frame', 'frames_said', 'counting_frame',
+           'check_mpeg', 'examine', 'Patched']
 
 # %% ../nbs/00_intact.ipynb #50783c9e
 import io, os, re, struct, zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -249,6 +251,33 @@ def last_flac_frame(tail: bytes, block: int) -> tuple[int, int] | None:
             place += 1
     return next((found for place, found in islice(frames(len(tail)), 100) if crc16(tail[place:]) == 0), None)
 
+def flac_frames(file: BinaryIO, at: int, stop: int, block: int) -> Iterator[tuple[int, int, int]]: # its first byte, first sample, and samples
+    "What looks like the header of a frame, between two bytes of a file; a few of them are audio."
+    longest, step = 20, 2**22 # bytes of a header, and of what is read at a time
+    for begin in range(at, stop, step):
+        file.seek(begin)
+        data = file.read(min(step + longest, stop - begin))
+        values = np.frombuffer(data, np.uint8)
+        places = np.flatnonzero(values[:step] == 0xff)
+        places = places[places < len(values) - 3]
+        for place in places[(values[places + 1] & 0xfe == 0xf8) & (values[places + 3] & 1 == 0)].tolist():
+            if found := flac_frame(data[place:place + longest], block): yield begin + place, *found
+
+def check_flac_order(file: BinaryIO, at: int, stop: int, block: int, samples: int) -> None: # between two bytes of a file
+    "Raise `Incomplete` unless frames hold all samples, one after the other, and nothing lies between them."
+    begin, expected, doubtful = at, 0, 0 # of the last frame: its first byte; what follows its last sample; headers in it that are not expected
+    def is_whole(end):
+        file.seek(begin)
+        return crc16(file.read(end - begin)) == 0
+    for place, first, size in flac_frames(file, at, stop, block):
+        if first == expected:
+            if doubtful and not is_whole(place): raise damaged(begin)
+            begin, expected, doubtful = place, first + size, 0
+        else:
+            doubtful += 1
+            if doubtful > 64 or is_whole(place): raise damaged(place)
+    if expected != samples or doubtful and not is_whole(stop): raise damaged(begin)
+
 def find_in(file: BinaryIO, pattern: re.Pattern, at: int, width: int) -> bool:
     "Whether a pattern of `width` bytes occurs behind a byte."
     file.seek(at)
@@ -277,6 +306,7 @@ def check_flac(file: BinaryIO, begin: int, end: int) -> Extent:
     if find_in(file, re.compile(rb'fLaC[\0\x80]\0\0\x22'), at, 8): raise Incomplete(JOINED)
     if total > sum(found or ()): raise Incomplete(CUT)
     if total and total < sum(found): raise Incomplete(f'holds {sum(found):,} samples, but its header says {total:,}; export it again')
+    if found: check_flac_order(file, at, stop, block, sum(found))
     return Extent(None, total or None)
 
 # %% ../nbs/00_intact.ipynb #ff448aaa

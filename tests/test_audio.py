@@ -77,6 +77,50 @@ def test_a_hole_in_the_middle_is_found(kind, tmp_path):
         refused(put(tmp_path / f'a.{kind}', whole[:at] + whole[at + 4096:]))
 
 
+@pytest.mark.parametrize('kind', ['flac', '24.flac'])
+def test_frames_of_a_flac_are_all_there_once_and_in_order(kind, tmp_path):
+    whole = file_of(kind, sound(8.))
+    at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
+    frames = [whole[begin:end] for begin, end in zip(at, [*at[1:], len(whole)])]
+    assert len(frames) == 32
+    def read(*order): return load_audio(put(tmp_path / f'a.{kind}', whole[:at[0]] + b''.join(frames[i] for i in order)))
+    assert len(read(*range(32))) == 8 * RATE
+    orders = {'one is missing': [*range(9), *range(10, 32)], 'half is missing': [*range(8), *range(24, 32)], 'the first is missing': range(1, 32),
+              'the last alone': [31], 'swapped': [0, 2, 1, *range(3, 32)], 'twice': [0, 1, 1, *range(2, 32)], 'moved': [0, 9, *range(1, 9), *range(10, 32)],
+              'an extra one': [0, 9, *range(1, 32)], 'an extra one first': [5, *range(32)], 'an extra one late': [*range(31), 5, 31],
+              'backwards': [*range(31)][::-1] + [31]}
+    for order in orders.values():
+        with pytest.raises(BadInput, match='damaged near byte'): read(*order)
+
+
+def test_frames_may_be_numbered_by_their_first_samples(tmp_path):
+    whole = file_of('flac', sound(8.))
+    at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
+    def numbered(frame, first): # as in a file whose frames may differ in length
+        number = 0xf0_80_80_80 | first >> 18 << 24 | (first >> 12 & 63) << 16 | (first >> 6 & 63) << 8 | first & 63
+        head, check = b'\xff\xf9' + frame[2:4] + number.to_bytes(4, 'big'), 0
+        size = {6: 1, 7: 2}.get(frame[2] >> 4, 0)
+        head += frame[5:5 + size]
+        for byte in head: check = cdser.intact.CRC8[check ^ byte]
+        body = head + bytes([check]) + frame[5 + size + 1:-2]
+        return body + cdser.intact.crc16(body).to_bytes(2, 'big')
+    frames = [numbered(whole[begin:end], 4096 * i) for i, (begin, end) in enumerate(zip(at, [*at[1:], len(whole)]))]
+    plain = load_audio(put(tmp_path / 'a.flac', whole))
+    assert np.array_equal(load_audio(put(tmp_path / 'b.flac', whole[:at[0]] + b''.join(frames))), plain)
+    for order in (frames[:9] + frames[20:], frames[:3] + frames[2:], [*frames[:5], frames[6], frames[5], *frames[7:]]):
+        with pytest.raises(BadInput, match='damaged near byte'): load_audio(put(tmp_path / 'c.flac', whole[:at[0]] + b''.join(order)))
+
+
+def test_what_looks_like_a_frame_within_one_does_not_matter(tmp_path):
+    whole = file_of('flac', np.random.default_rng(0).uniform(-1, 1, 60 * RATE).astype(np.float32), RATE) # noise: frames of plain samples
+    at = [place for place, *_ in cdser.intact.flac_frames(io.BytesIO(whole), 42, len(whole), 4096)]
+    head, begin, end = whole[at[3]:at[3] + 6], at[5] + 1000, at[6] - 2
+    mended = whole[:begin] + head + whole[begin + 6:end] # the header of the fourth frame, among the samples of the sixth
+    mended += cdser.intact.crc16(mended[at[5]:]).to_bytes(2, 'big') + whole[end + 2:]
+    assert len(list(cdser.intact.flac_frames(io.BytesIO(mended), 42, len(mended), 4096))) == len(at) + 1
+    assert len(load_audio(put(tmp_path / 'a.flac', mended))) == 60 * RATE
+
+
 def test_what_is_said_names_the_fault(tmp_path):
     for kind in ('wav', 'aiff', 'ogg', 'opus', 'mp3', 'flac'):
         whole = file_of(kind, sound())
@@ -364,11 +408,101 @@ def test_files_and_folders_of_other_stores_are_not_taken_for_its_own(paths, tmp_
     with pytest.raises(BadInput, match='store.json: is missing'): open_store(tmp_path / 'stores', paths)
 
 
+def resealed(store: AudioStore, **facts) -> None:
+    "What a store says of itself, changed, under a right seal; None: the fact is not there."
+    about = {name: fact for name, fact in (json.loads((store.folder / 'store.json').read_text()) | facts).items() if fact is not None}
+    (store.folder / 'store.json').write_text(json.dumps({**about, 'seal': cdser.audio.seal(about)}))
+
+
+@pytest.mark.parametrize('facts', [dict(files=['samples', 'index.npy']), dict(files=None), dict(files=3), dict(files='samples'), dict(files={}), dict(key=None),
+                                   dict(key=[1]), dict(digest=None), dict(digest=7), dict(digest='x' * 12), dict(files=dict(samples=1)), dict(key='\ud800\n')])
+def test_a_store_whose_facts_are_invalid_is_damaged_whatever_its_seal(facts, paths, tmp_path):
+    store = open_store(tmp_path / 'stores', paths)
+    resealed(store, **facts)
+    with pytest.raises(BadInput, match=f'store.json: .*; remove the folder {store.folder}') as err: open_store(tmp_path / 'stores', paths)
+    assert str(err.value).isprintable()
+
+
+def saved(array, **how) -> bytes:
+    held = io.BytesIO()
+    np.save(held, array, **how)
+    return held.getvalue()
+
+
+def index_of(change) -> bytes:
+    index = np.array([[0, 32_000, 72_000, 120_000], [16_000, 10_000, 12_000, 14_000], [2, 4, 2, 4], [1, 2, 3, 4]])
+    change(index)
+    return saved(index)
+
+
+INDICES = {'another shape': saved(np.zeros((3, 4), np.int64)), 'one row': saved(np.zeros(4, np.int64)), 'a number': saved(np.int64(3)),
+           'floats': saved(np.zeros((4, 4))), 'other bytes': saved(np.zeros((4, 4), '>i8')), 'none': saved(np.zeros((4, 0), np.int64)),
+           'pickled': saved(np.array([[{}] * 4] * 4, object), allow_pickle=True), 'text': saved(np.full((4, 4), 'a')), 'junk': b'junk', 'nothing': b'',
+           'huge': saved(np.zeros((4, 4), np.int64)).replace(b'(4, 4), }', b'(4, 2000000000000000000), }'), 'a zip': b'PK\3\4' + bytes(99),
+           'fewer': saved(np.array([[0, 0], [16_000] * 2, [2, 2], [1, 2]])),
+           'before': index_of(lambda index: np.put(index, 0, -4)), 'behind': index_of(lambda index: np.put(index, 3, 10**9)),
+           'too long': index_of(lambda index: np.put(index, 4, 2**62)), 'empty': index_of(lambda index: np.put(index, 4, 0)),
+           'a width': index_of(lambda index: np.put(index, 8, 0)), 'odd': index_of(lambda index: np.put(index, 1, 32_001))}
+
+
+@pytest.mark.parametrize('how', INDICES)
+def test_an_index_that_fits_no_samples_is_damaged_whatever_its_digest(how, paths, tmp_path):
+    store = open_store(tmp_path / 'stores', paths)
+    (store.folder / 'index.npy').write_bytes(INDICES[how])
+    resealed(store, files={name: cdser.files.content_digest(store.folder / name) for name in ('samples', 'index.npy')})
+    with pytest.raises(BadInput, match=f'index.npy: .*; remove the folder {store.folder}'): open_store(tmp_path / 'stores', paths)
+
+
+NO_FILES = {'pipe': os.mkfifo, 'device': lambda path: path.symlink_to('/dev/zero'), 'folder': os.mkdir, 'loop': lambda path: path.symlink_to(path)}
+
+
+@pytest.mark.parametrize('what', NO_FILES)
+def test_a_claim_that_is_no_file_is_not_waited_for(what, paths, tmp_path):
+    place = tmp_path / 'stores' / 'claims' / store_key(cdser.files.content_digests(paths))
+    place.parent.mkdir(parents=True)
+    NO_FILES[what](place)
+    with pytest.raises(BadInput, match=f'{place}: is no file, so nobody holds this claim; remove it'): open_store(tmp_path / 'stores', paths)
+    assert os.path.lexists(place)
+
+
+@pytest.mark.parametrize('name', ['samples', 'index.npy', 'store.json', '../digests/{}.json'])
+@pytest.mark.parametrize('what', NO_FILES)
+def test_what_is_no_file_is_neither_waited_for_nor_read(name, what, paths, tmp_path):
+    store = open_store(tmp_path / 'stores', paths)
+    place = store.folder / name.format(store.folder.name)
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    NO_FILES[what](place)
+    if name.startswith('..'): assert len(open_store(tmp_path / 'stores', paths)) == 4
+    else:
+        with pytest.raises(BadInput, match=f'{name}: .*; remove the folder {store.folder}'): open_store(tmp_path / 'stores', paths)
+
+
+def test_kept_digests_that_are_none_are_made_again(paths, tmp_path):
+    keep, digests = tmp_path / 'kept', cdser.files.content_digests(paths)
+    stamped = cdser.files.stamp(paths[0])
+    for kept in ([], 3, {str(paths[0]): []}, {str(paths[0]): 3}, {str(paths[0]): [*stamped, 4]}, {str(paths[0]): [*stamped, 'junk']}, {str(paths[0]): 'text'}):
+        text = json.dumps(kept)
+        keep.write_text(f'{cdser.files.hashlib.sha256(text.encode()).hexdigest()}\n{text}')
+        assert cdser.files.content_digests(paths, keep) == digests
+
+
+def test_equal_values_are_one_content_however_they_are_kept(tmp_path):
+    samples = np.round(sound() * 2**15) / 2**15
+    ways = {'a.wav': 'PCM_16', 'b.wav': 'PCM_24', 'c.wav': 'FLOAT', 'd.flac': 'PCM_16', 'e.flac': 'PCM_24', 'f.wav': 'DOUBLE'}
+    for name, subtype in ways.items(): sf.write(tmp_path / name, samples, RATE, subtype=subtype)
+    sf.write(tmp_path / 'g.wav', np.stack([samples, samples], 1), RATE, subtype='PCM_16')
+    sf.write(tmp_path / 'h.wav', np.where(samples == 0, -0., samples), RATE, subtype='FLOAT')
+    sf.write(tmp_path / 'other.wav', samples[::-1], RATE)
+    store = open_store(tmp_path / 'stores', [tmp_path / name for name in (*ways, 'g.wav', 'h.wav', 'other.wav')])
+    assert len(set(store.contents[:-1])) == 1 and store.contents[-1] != store.contents[0]
+
+
 def test_a_store_of_a_newer_cdser_is_refused(paths, tmp_path):
     store = open_store(tmp_path / 'stores', paths)
     about = json.loads((store.folder / 'store.json').read_text())
     (store.folder / 'store.json').write_text(json.dumps({**about, 'format': 99}))
-    with pytest.raises(BadInput, match=r'store.json: was written by a newer cdser \(format 99, this one reads 1\)'): open_store(tmp_path / 'stores', paths)
+    with pytest.raises(BadInput, match=rf'store.json: was written by a newer cdser \(format 99, this one reads {cdser.audio.FORMAT}\)'): open_store(tmp_path / 'stores', paths)
 
 
 def test_an_unchanged_store_is_not_read_again(paths, tmp_path, monkeypatch):
@@ -419,6 +553,34 @@ def test_a_recording_that_changes_while_it_is_decoded_is_noticed(when, paths, tm
         with pytest.raises(BadInput, match=f'{paths[2]}: changed while it was read'): open_store(tmp_path / 'stores', paths)
     assert not stores_in(tmp_path / 'stores')
     assert np.array_equal(open_store(tmp_path / 'stores', paths)[2], decode(paths[2]))
+
+
+@pytest.mark.parametrize('how', ['renamed', 'linked', 'written'])
+def test_a_recording_that_was_another_for_a_while_is_noticed(how, paths, tmp_path, monkeypatch):
+    kept, link, other = tmp_path / 'kept.wav', tmp_path / 'link.wav', put(tmp_path / 'other.wav', file_of('wav', sound(1.5, 77)))
+    link.symlink_to(paths[2])
+    wanted = [*paths[:2], link if how == 'linked' else paths[2], paths[3]]
+    def point(to):
+        link.unlink()
+        link.symlink_to(to)
+    def meanwhile(path, segments, max_seconds):
+        if path != wanted[2]: return decode_each(path, segments, max_seconds)
+        content, found = path.read_bytes(), os.stat(path)
+        if how == 'renamed':
+            os.rename(path, kept)
+            os.rename(other, path)
+        if how == 'linked': point(other)
+        if how == 'written': path.write_bytes(other.read_bytes())
+        heard = decode_each(path, segments, max_seconds)
+        if how == 'renamed': os.rename(kept, path)
+        if how == 'linked': point(paths[2])
+        if how == 'written': path.write_bytes(content)
+        if how != 'linked': os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        return heard
+    with monkeypatch.context() as patch:
+        patch.setattr(cdser.audio, 'decode_each', meanwhile)
+        with pytest.raises(BadInput, match=f'{wanted[2]}: changed while it was read'): open_store(tmp_path / 'stores', wanted)
+    assert not stores_in(tmp_path / 'stores')
 
 
 def test_two_that_want_one_store_make_it_once(paths, tmp_path, monkeypatch):
