@@ -6,7 +6,7 @@
 __all__ = ['NO_TEXT', 'PARTS', 'ROLES', 'CONFOUNDED', 'TO', 'SUFFIX', 'FOLDS', 'groups', 'stratified', 'fold_of', 'hold_out',
            'fold_of_text', 'Split', 'source_split', 'target_split', 'in_common', 'audit', 'Finding', 'leaks', 'gaps',
            'speaker_confound', 'reservations', 'findings', 'check_split', 'check_labels', 'check_speakers',
-           'make_splits', 'stems', 'freeze', 'split_hash', 'read_frozen', 'read_split', 'check_no_link', 'write_split',
+           'make_splits', 'stems', 'freeze', 'split_hash', 'read_frozen', 'read_split', 'write_split',
            'default_protocol', 'plan_folds', 'split_corpus', 'judge', 'two_labels', 'audit_folds', 'audit_corpus']
 
 # %% ../nbs/04_splits.ipynb #31f02fe8
@@ -312,17 +312,13 @@ def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one a fold
     return splits
 
 # %% ../nbs/04_splits.ipynb #5b1f0c28
-def check_no_link(path: Path) -> None:
-    "Raise `BadInput` where a file that is to be written is a link, since it would become a file."
-    if os.path.islink(path): raise BadInput(f'{path}: is a link to {shown(os.readlink(path))}; name the file itself')
-
 def write_split(table: pd.DataFrame,
                 splits: list[Split],
                 path: Path,
                 replace: bool = False, # a file with another split
                ) -> str:               # its hash
     "Freeze splits into a file. Raises `BadInput`, and writes nothing, where they could not be read back or another file is there."
-    check_no_link(path)
+    if os.path.islink(path): raise BadInput(f'{path}: is a link to {shown(os.readlink(path))}; name the file itself')
     frozen = freeze(table, splits)
     with tempfile.TemporaryDirectory() as folder:
         write_csv(frozen, draft := Path(folder) / 'split.csv')
