@@ -44,7 +44,8 @@ def check_output(path: Path) -> None:
     if os.path.isdir(path): raise BadInput(f'{path}: is a folder; name a file')
     if not os.access(path.parent, os.W_OK): raise BadInput(f'{path}: cannot be written, since the folder is read-only; name another')
     if os.path.islink(path): raise BadInput(f'{path}: is a link to {shown(os.readlink(path))}; name the file itself')
-    with writing(path): tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name[:100]}-').close() # as `write_file` does
+    draft = f'.{path.name[:100]}-' # as of `write_file`
+    with writing(path): tempfile.NamedTemporaryFile(dir=path.parent, prefix=draft).close()
 
 def check_new(path: Path,
               columns: tuple[str, ...] = (), # of a table that may be replaced
@@ -174,7 +175,8 @@ def place(text: str) -> Path:
     if not text or '\0' in text: raise argparse.ArgumentTypeError(f'{brief(text)!r} is no path')
     try: os.lstat(text)
     except OSError as err:
-        if err.errno == errno.ENAMETOOLONG: raise argparse.ArgumentTypeError(f'{brief(text)!r} is too long for a path') from err
+        if err.errno == errno.ENAMETOOLONG:
+            raise argparse.ArgumentTypeError(f'{brief(text)!r} is too long for a path') from err
     except UnicodeError as err: raise argparse.ArgumentTypeError(f'{brief(text)!r} is no path') from err
     return Path(text)
 
@@ -264,8 +266,9 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except OSError as err: # of files and folders, so the user can mend it
         if debug: say(traceback.format_exc(), sys.stderr)
-        named = '' if err.filename is None else f'{shown(os.fsdecode(err.filename) if isinstance(err.filename, bytes) else err.filename)}: '
-        return complain(f'{named}the system says: {shown(err.strerror or err)}; look at the files and folders that are named, and the room there is', 2)
+        name = os.fsdecode(err.filename) if isinstance(err.filename, bytes) else err.filename
+        said = f'the system says: {shown(err.strerror or err)}; check the files and folders named, and the room there is'
+        return complain(said if name is None else f'{shown(name)}: {said}', 2)
     except Exception as err: # noqa: BLE001 (the last resort: nothing else may escape to a user)
         if debug: say(traceback.format_exc(), sys.stderr)
         return complain(f'internal error, {type(err).__name__}: {str(err)[:200]}' + '; cdser --debug shows where, please report it' * (not debug), 70)

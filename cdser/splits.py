@@ -332,7 +332,8 @@ def write_split(table: pd.DataFrame,
         except BadInput as err: raise BadInput(f'{path}: is there already, and is no split; name another file') from err
         if there == split_hash(frozen): return there
         if more := [c for c in read_csv(path, ()) if c != 'path' and not re.fullmatch(r'fold_\d+', c)]:
-            raise BadInput(f'{path}: is there already, and is no split alone but has a column {shown(more[0])}, too; name another file')
+            raise BadInput(f'{path}: is there already, and is no split alone but has a column {shown(more[0])}, too; '
+                           'name another file')
         if not replace: raise BadInput(f'{path}: is there already and holds another split, {there}; name another file, or say --replace')
     write_csv(frozen, path)
     return split_hash(frozen)
