@@ -318,6 +318,7 @@ def write_split(table: pd.DataFrame,
                 replace: bool = False, # a file with another split
                ) -> str:               # its hash
     "Freeze splits into a file. Raises `BadInput`, and writes nothing, where they could not be read back or another file is there."
+    if os.path.islink(path): raise BadInput(f'{path}: is a link to {shown(os.readlink(path))}; name the file itself')
     frozen = freeze(table, splits)
     with tempfile.TemporaryDirectory() as folder:
         write_csv(frozen, draft := Path(folder) / 'split.csv')
@@ -330,6 +331,9 @@ def write_split(table: pd.DataFrame,
         try: there = split_hash(read_frozen(path))
         except BadInput as err: raise BadInput(f'{path}: is there already, and is no split; name another file') from err
         if there == split_hash(frozen): return there
+        if more := [c for c in read_csv(path, ()) if c != 'path' and not re.fullmatch(r'fold_\d+', c)]:
+            raise BadInput(f'{path}: is there already, and is no split alone but has a column {shown(more[0])}, too; '
+                           'name another file')
         if not replace: raise BadInput(f'{path}: is there already and holds another split, {there}; name another file, or say --replace')
     write_csv(frozen, path)
     return split_hash(frozen)

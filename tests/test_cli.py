@@ -1,4 +1,5 @@
 "The command line: one line, one status, nothing lost, whatever it is given."
+import io
 import os
 import shutil
 import signal
@@ -46,12 +47,6 @@ def small(root: Path, speakers: dict[str, str], # speaker -> labels
 ALL = ' '.join(LABELS)
 
 
-def cli(*args, **env) -> tuple[int, str, str]:
-    "As a shell runs it: status, stdout, stderr."
-    done = subprocess.run([sys.executable, '-m', 'cdser.cli', *map(str, args)], capture_output=True, env={**os.environ, **env}, timeout=60)
-    return done.returncode, done.stdout.decode(errors='replace'), done.stderr.decode(errors='replace')
-
-
 def one_line(capsys, *args) -> str:
     "What a command that fails says: one line, and 2."
     try: status = main(list(map(str, args)))
@@ -59,6 +54,9 @@ def one_line(capsys, *args) -> str:
     said = capsys.readouterr()
     assert status == 2 and not said.out and said.err.count('\n') == 1 and said.err.startswith('cdser: '), (status, said)
     return said.err
+
+
+LONG = 'x' * 300
 
 
 @pytest.mark.parametrize('args, message', [
@@ -82,11 +80,27 @@ def one_line(capsys, *args) -> str:
     (('verify', 'studio_a', ''), 'is no path'),
     (('verify', 'studio_a'), 'the following arguments are required: root'),
     (('audit', 'up/studio_a', '{}'), 'holds a separator'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/x.csv'), 'x.csv is the file of --findings, too'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/audio/../x.csv'), 'x.csv is the file of --findings, too'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/' + LONG), 'argument --findings: '),
+    (('verify', 'studio_a', '{}', '--manifest', '{}/' + '😀' * 62), 'cannot be written (File name too long)'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/link.csv'), "link.csv: is a link to 'manifest.csv'; name the file itself"),
+    (('split', 'studio_a', '{}', '{}/link.csv', '--replace'), "link.csv: is a link to 'manifest.csv'; name the file itself"),
+    (('split', 'studio_a', '{}', '{}/fold_0.csv', '--replace'), "is there already, and is no split alone but has a column 'label', too"),
+    (('audit', 'studio_a', '{}', '--against', 'studio_b', ''), "argument --against: '' is no path"),
+    (('audit', 'studio_a', '{}', '--against', 'studio_b', LONG), 'argument --against: '),
+    (('runs', '\ud800'), 'is no path'),
+    *((args, 'is too long for a path') for args in (
+        ('runs', LONG), ('runs', LONG, '--prune'), ('verify', 'studio_a', LONG), ('verify', 'studio_a', '{}', '--label-map', LONG),
+        ('verify', 'studio_a', '{}', '--manifest', LONG), ('audit', 'studio_a', LONG), ('split', 'studio_a', LONG, 's.csv'),
+        ('split', 'studio_a', '{}', LONG), ('fetch', 'nemo', LONG), ('import-dataset', LONG, 'mine'), ('import-dataset', '{}', LONG))),
     (('fetch', 'nemo'), 'name the folder'),
     (('nonsense\x1b[2J',), 'nonsense\\x1b[2J'),
     ((), 'required: command')])
 def test_what_cannot_be_done_is_one_line_and_found_before_the_work(args, message, studio, capsys, monkeypatch):
     monkeypatch.setattr(module, 'verify', lambda *args, **more: pytest.fail('the work had begun'))
+    (studio / 'link.csv').symlink_to('manifest.csv')
+    read_manifest(studio / 'manifest.csv')[['path', 'label', 'speaker']].assign(fold_0='train').to_csv(studio / 'fold_0.csv', index=False)
     before = {path: path.read_bytes() for path in studio.rglob('*') if path.is_file()}
     assert message in one_line(capsys, *(arg.format(studio) for arg in args))
     assert before == {path: path.read_bytes() for path in studio.rglob('*') if path.is_file()}
@@ -164,11 +178,15 @@ def test_corpora_that_share_recordings_are_found_by_content_and_by_sound(kept, t
 
 
 @pytest.mark.parametrize('encoding', ['cp850', 'ascii'])
-def test_any_console_can_show_what_is_said_and_obeys_none_of_it(encoding, tmp_path):
+def test_any_console_can_show_what_is_said_and_obeys_none_of_it(encoding, tmp_path, monkeypatch):
     root = small(tmp_path / 'mine', dict.fromkeys(('José', 'Zoë', '李', 's4'), ALL), text_id=lambda i: f'“{i}”…')
     (root / '0.wav').unlink()
-    status, out, err = cli('audit', 'mine', root, PYTHONIOENCODING=encoding)
-    assert status == 1 and 'utterances' in out and not err, err
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in 'oe') # strict, as a console's
+    monkeypatch.setattr(sys, 'stdout', out)
+    monkeypatch.setattr(sys, 'stderr', err)
+    status = main(['audit', 'mine', str(root)])
+    said = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]
+    assert status == 1 and 'utterances' in said[0] and not said[1], said
 
 
 def test_what_a_terminal_would_obey_is_shown_instead(kept, capsys, tmp_path):
@@ -199,6 +217,21 @@ def test_a_full_disk_is_said(kept):
     with open('/dev/full', 'w') as full:
         done = subprocess.run([sys.executable, '-m', 'cdser.cli', 'fetch'], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'the output cannot be written (No space left on device)' in done.stderr
+
+
+@pytest.mark.parametrize('fault, message', [
+    (PermissionError(13, 'Permission denied', 'a/b\nc'), "'a/b\\\\nc': the system says: 'Permission denied'"),
+    (OSError(5, 'Input/output error', b'a'), "'a': the system says: 'Input/output error'"),
+    (FileNotFoundError(2, 'No such file', 'a', None, 'b'), "'a': the system says: 'No such file'"),
+    (OSError(24, 'Too many open files'), "the system says: 'Too many open files'"), (TimeoutError('late\nvery'), "the system says: 'late\\\\nvery'")])
+@pytest.mark.parametrize('does, args', [('verify', ('verify', 'studio_a', '{}')), ('read_corpus', ('split', 'studio_a', '{}', 's.csv')),
+                                        ('fetch', ('fetch', 'nemo', '{}')), ('import_dataset', ('import-dataset', '{}', 'mine'))])
+def test_what_the_system_refuses_is_one_line_and_2(fault, message, does, args, kept, monkeypatch, capsys):
+    def fail(*args, **more): raise fault
+    monkeypatch.setattr(module, does, fail)
+    monkeypatch.delenv('CDSER_DEBUG', raising=False)
+    assert one_line(capsys, *(arg.format(kept) for arg in args)).startswith(f'cdser: {message}; ')
+    assert main(['--debug', *(arg.format(kept) for arg in args)]) == 2 and 'Traceback' in capsys.readouterr().err
 
 
 def test_an_interrupt_is_one_line_and_130(kept, monkeypatch, capsys):

@@ -294,6 +294,30 @@ def test_a_split_that_could_not_be_read_again_is_not_written(spoil, tmp_path):
     assert (tmp_path / 'split.csv').read_text() == 'a thesis' and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize('column', ['label', 'note', 'fold_', 'fold_a', ' fold_0'])
+def test_only_what_is_a_split_and_nothing_more_is_replaced(column, tmp_path):
+    table, file = made_up(FINE), tmp_path / 'split.csv'
+    one, other = (make_splits(table, dict(protocol='k_fold', folds=3), seed=seed) for seed in (0, 1))
+    freeze(table, one).assign(**{column: 'kept'}).to_csv(file, index=False)
+    before = file.read_bytes()
+    with pytest.raises(BadInput) as err: write_split(table, other, file, replace=True)
+    assert str(err.value).startswith(f'{file}: is there already, and is no split') and file.read_bytes() == before
+    freeze(table, one).to_csv(file, index=False)
+    assert write_split(table, other, file, replace=True) == split_hash(freeze(table, other)) == split_hash(pd.read_csv(file, dtype=str))
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_a_link_does_not_become_a_file(whole, tmp_path):
+    table, file = made_up(FINE), tmp_path / 'split.csv'
+    splits = make_splits(table, dict(protocol='k_fold', folds=3))
+    if whole: write_split(table, splits, tmp_path / 'there.csv')
+    file.symlink_to('there.csv')
+    for seed in (0, 1):
+        with pytest.raises(BadInput, match="split.csv: is a link to 'there.csv'; name the file itself"):
+            write_split(table, make_splits(table, dict(protocol='k_fold', folds=3), seed=seed), file, replace=True)
+    assert file.is_symlink() and (tmp_path / 'there.csv').exists() == whole
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(st.tuples(st.sampled_from('abcdefg'), st.sampled_from(('ang', 'hap', 'neu', 'sad')), st.sampled_from(('', 'x', 'y', 'z')), st.sampled_from('1234')),
                      min_size=1, max_size=40), folds=st.integers(-1, 6), protocol=st.sampled_from(PROTOCOLS[:3]), apart=st.booleans(), seed=st.integers(0, 99))
