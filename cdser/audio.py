@@ -394,6 +394,7 @@ def check_store(folder: Path) -> dict: # what `store.json` says
         if digest != about['files'][name]: raise damaged(folder / name, 'is damaged')
     return about
 
+# %% ../nbs/01_audio.ipynb #5708e002
 def read_index(folder: Path) -> np.ndarray: # (4, n) int64
     "Where a store's recordings lie. Raises `BadInput` unless each lies within the file of samples."
     try:

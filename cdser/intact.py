@@ -251,6 +251,7 @@ def last_flac_frame(tail: bytes, block: int) -> tuple[int, int] | None:
             place += 1
     return next((found for place, found in islice(frames(len(tail)), 100) if crc16(tail[place:]) == 0), None)
 
+# %% ../nbs/00_intact.ipynb #f1ac0002
 def flac_frames(file: BinaryIO, at: int, stop: int, block: int) -> Iterator[tuple[int, int, int]]: # its first byte, first sample, and samples
     "What looks like the header of a frame, between two bytes of a file; a few of them are audio."
     longest, step = 20, 2**22 # bytes of a header, and of what is read at a time
@@ -278,6 +279,7 @@ def check_flac_order(file: BinaryIO, at: int, stop: int, block: int, samples: in
             if doubtful > 64 or is_whole(place): raise damaged(place)
     if expected != samples or doubtful and not is_whole(stop): raise damaged(begin)
 
+# %% ../nbs/00_intact.ipynb #f1ac0004
 def find_in(file: BinaryIO, pattern: re.Pattern, at: int, width: int) -> bool:
     "Whether a pattern of `width` bytes occurs behind a byte."
     file.seek(at)
