@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DRAFT', 'ABANDONED', 'SETTLED', 'BEAT', 'SILENT', 'shown', 'check_component', 'check_apart', 'writing', 'write_file',
            'this_machine', 'process_start', 'process_name', 'is_alive', 'sweep', 'build_folder', 'content_digest',
-           'stamp', 'read_regular', 'is_kept', 'read_kept', 'content_digests', 'watch_parent', 'Claim']
+           'stamp', 'read_regular', 'is_kept', 'read_kept', 'content_digests', 'watch_parent', 'claim_owner',
+           'is_void_claim', 'Claim']
 
 # %% ../nbs/00_files.ipynb #5d50461a
 import errno, fcntl, hashlib, json, os, re, secrets, shutil, socket, stat, threading, time
@@ -204,6 +205,24 @@ def watch_parent(parent: int) -> None: # its process number
 # %% ../nbs/00_files.ipynb #76e20eac
 BEAT, SILENT = 5, 60 # seconds between signs of life; and without one, after which another machine's claim is void
 
+def claim_owner(path: Path) -> str | None: # '' where it is not written yet; None: this is no claim
+    "Which process a claim names."
+    try:
+        if path.is_symlink() or not path.is_file(): return None
+        found = read_regular(path, 100).decode(errors='replace')
+    except OSError: return ''
+    return found if re.fullmatch(r'|[0-9a-f]{8}-\d+-\d+', found) else None
+
+def is_void_claim(path: Path) -> bool:
+    "Whether whoever held a claim is gone."
+    owner = claim_owner(path)
+    if owner is None: return False
+    try: age = time.time() - path.stat().st_mtime
+    except OSError: return False
+    alive = is_alive(owner) if owner else None
+    return alive is False or alive is None and age > SILENT
+
+# %% ../nbs/00_files.ipynb #45958798
 class Claim:
     "The right to make something, held by one process at a time."
     def __init__(self, path: Path): self.path, self.done = Path(path), None
@@ -227,24 +246,7 @@ class Claim:
         threading.Thread(target=self.beat, args=(self.done,), daemon=True).start()
         return True
 
-    @staticmethod
-    def owner(path: Path) -> str | None: # '' where it is not written yet; None: this is no claim
-        "Which process a claim names."
-        try:
-            if path.is_symlink() or not path.is_file(): return None
-            found = read_regular(path, 100).decode(errors='replace')
-        except OSError: return ''
-        return found if re.fullmatch(r'|[0-9a-f]{8}-\d+-\d+', found) else None
-
-    @staticmethod
-    def is_void(path: Path) -> bool:
-        "Whether whoever held a claim is gone."
-        owner = Claim.owner(path)
-        if owner is None: return False
-        try: age = time.time() - path.stat().st_mtime
-        except OSError: return False
-        alive = is_alive(owner) if owner else None
-        return alive is False or alive is None and age > SILENT
+    owner, is_void = staticmethod(claim_owner), staticmethod(is_void_claim)
 
     def clear(self) -> None:
         "Remove a void claim, one process at a time: else the second might remove what the first has taken since."

@@ -79,6 +79,7 @@ def meanings(text: str) -> dict[str, ast.stmt | tuple[str, str]]: # as of `defin
     "The same of a module's text."
     return definitions(ast.parse(text))
 
+# %% ../nbs/24_identity.ipynb #a4f4f721
 SOURCES = Path(find_spec('cdser.config').origin).parent # where the package lies
 
 def source(module: str) -> str:
