@@ -208,9 +208,9 @@ BEAT, SILENT = 5, 60 # seconds between signs of life; and without one, after whi
 def claim_owner(path: Path) -> str | None: # '' where it is not written yet; None: this is no claim
     "Which process a claim names."
     try:
-        if path.is_symlink() or not path.is_file(): return None
-        found = read_regular(path, 100).decode(errors='replace')
-    except OSError: return ''
+        if not stat.S_ISREG(os.lstat(path).st_mode): return None
+        with open(path, 'rb') as file: found = file.read(100).decode(errors='replace')
+    except OSError: return '' # it was given up meanwhile
     return found if re.fullmatch(r'|[0-9a-f]{8}-\d+-\d+', found) else None
 
 def is_void_claim(path: Path) -> bool:
@@ -234,8 +234,9 @@ class Claim:
             if self.is_void(self.path): self.clear()
             try: made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError:
-                if os.path.lexists(self.path) and self.owner(self.path) is None:
-                    raise BadInput(f'{self.path}: stands where a claim belongs, and is none; move it away') from None
+                if self.owner(self.path) is None:
+                    what = 'is no claim' if self.path.is_file() else 'is no file'
+                    raise BadInput(f'{self.path}: {what}, so nobody holds this claim; remove it') from None
                 return False
             try:
                 with os.fdopen(made, 'w') as file: file.write(process_name())

@@ -234,9 +234,11 @@ def test_what_the_system_refuses_is_one_line_and_2(fault, message, does, args, k
     assert main(['--debug', *(arg.format(kept) for arg in args)]) == 2 and 'Traceback' in capsys.readouterr().err
 
 
-def test_an_interrupt_is_one_line_and_130(kept, monkeypatch, capsys):
+def test_an_interrupt_is_one_line_and_130(kept, monkeypatch, capsys, request):
     def interrupted(*args, **more): os.kill(os.getpid(), signal.SIGINT) or time.sleep(5)
     monkeypatch.setattr(module, 'verify', interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background ignores it from the start
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert main(['verify', 'studio_a', str(kept)]) == 130 and capsys.readouterr().err == 'cdser: interrupted\n'
 
 

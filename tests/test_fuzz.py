@@ -100,7 +100,7 @@ CHECKS = {np.ndarray: check_samples, Corpus: check_corpus, pd.DataFrame: check_f
 
 def check_message(message: str, case: Case) -> None:
     "One short text that names what it is about."
-    names = [name for path in case.names for name in (str(path), repr(os.fsencode(path.name)))]
+    names = [name for path in case.names for name in (str(path), str(BadInput(str(path))), repr(os.fsencode(path.name)))] # as errors spell it
     assert any(name in message for name in names), f'{message[:300]!r} names none of {names[:4]}'
     assert len(message) < MESSAGE * case.files, f'a message of {len(message)} characters: {message[:300]!r}'
     assert case.says in message, f'{message[:300]!r} does not say {case.says!r}'
