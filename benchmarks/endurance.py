@@ -62,7 +62,7 @@ def draw(samples: list[dict], path: Path) -> None:
     for ax, (title, name) in zip(axes, KINDS.items()):
         ax.plot(minutes, [sample[name] for sample in samples], lw=1)
         ax.set_title(title, loc='left', fontsize=9)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.15 * max(sample[name] for sample in samples) or 1)
     axes[-1].set_xlabel('minutes')
     figure.savefig(path, dpi=110)
 
