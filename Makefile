@@ -5,7 +5,7 @@ RUN := .venv/bin
 # processes that share the tests; each takes up to 3 GB
 JOBS ?= 2
 
-.PHONY: reproduce evidence test fuzz lint audit lab bench clean
+.PHONY: reproduce evidence test lint audit lab bench clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: .venv/ready ## every table and figure on generated speech, into paper_figures/demo
@@ -21,11 +21,6 @@ evidence: reproduce ## labels, weights, pairs of corpora, rivals and the ledger 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
 	OMP_NUM_THREADS=1 $(RUN)/nbdev_test --path nbs --n_workers $(JOBS)
 	$(RUN)/python -m pytest tests -n $(JOBS)
-
-CDSER_FUZZ ?= 5
-
-fuzz: .venv/ready ## more than 20,000 inputs for whatever reads what others wrote, within limits; some minutes on two cores
-	CDSER_FUZZ=$(CDSER_FUZZ) $(RUN)/python -m pytest tests -m fuzz -n $(JOBS)
 
 lint: .venv/ready ## faults that can be seen without running anything
 	$(RUN)/ruff check

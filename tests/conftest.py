@@ -1,7 +1,6 @@
-"What several test files share: generated studios, real corpora where they are to be had, workers, the fuzzers' table."
+"Shared by several test files: generated studios, real corpora if there are any, how tests are spread over workers."
 import ast
 import os
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +8,6 @@ WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
 if WORKERS > 1: # torch reads this once, when it is imported; kernels of notebooks inherit it
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
-import fuzzing
 import hypothesis
 import pytest
 
@@ -17,10 +15,8 @@ from cdser.synthetic import write_studios
 
 ROOT = Path(__file__).parent.parent
 
-hypothesis.settings.register_profile('short', derandomize=True, database=None, deadline=None, max_examples=50)
-hypothesis.settings.register_profile('long', database=None, deadline=None, print_blob=True,
-                                     max_examples=fuzzing.times(50))
-hypothesis.settings.load_profile('short' if fuzzing.SCALE == 1 else 'long')
+hypothesis.settings.register_profile('same', derandomize=True, database=None, deadline=None, max_examples=50)
+hypothesis.settings.load_profile('same')
 
 
 @pytest.fixture(scope='session')
@@ -37,12 +33,6 @@ def real_corpora() -> Path:
     root = Path(os.environ.get('CDSER_CORPORA', ROOT.parent / 'shared' / 'corpora'))
     if not root.is_dir(): pytest.skip(f'no real corpora: {root} is absent; name a folder of them in CDSER_CORPORA')
     return root
-
-
-@pytest.fixture
-def hang_guard(capfd) -> Iterator[None]:
-    "Ends the run where a question of a fuzzer hangs in C."
-    with capfd.disabled(), fuzzing.guarded(900 * fuzzing.SCALE): yield
 
 
 @cache
@@ -78,13 +68,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
         def _split_scope(self, nodeid: str) -> str: return group_of(nodeid)
     config.option.loadscopereorder = False
     return Sharing(config, log)
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    "What `make fuzz` asked."
-    every = [report for found in terminalreporter.stats.values() for report in found]
-    reports = [report for report in every if getattr(report, 'when', '') == 'call']
-    rows = [dict(report.user_properties)['fuzz'] for report in reports if 'fuzz' in dict(report.user_properties)]
-    if not rows or fuzzing.SCALE == 1: return
-    terminalreporter.section('inputs of the fuzzers')
-    for line in fuzzing.table(rows): terminalreporter.write_line(line)

@@ -27,7 +27,6 @@ from cdser.config import BadInput
 from cdser.corpora import load_corpus, released
 from cdser.fetch import ORIGINS, PARTIAL, Origin, ask, check_address, fetch, find_members, list_origins, origin, terms, unpack
 from cdser.files import Claim, this_machine
-from fuzzing import fuzzed, pick
 
 CORPORA = {'iemocap', 'msp_improv', 'msp_podcast', 'cremad', 'ravdess', 'emodb', 'savee', 'tess', 'nemo', 'urdu', 'esd', 'shemo'}
 
@@ -665,24 +664,3 @@ def test_unpacking_follows_no_link_out_of_the_folder(boxed, server, monkeypatch,
     (tmp_path / 'tones' / 'extra').symlink_to('../outside')
     with pytest.raises(BadInput, match='extra/x.txt.*link that leads out'): get(tmp_path / 'tones')
     assert not list((tmp_path / 'outside').iterdir()) and not finals(tmp_path / 'tones')
-
-
-@fuzzed('downloads', short=300)
-def test_spoilt_archives_are_unpacked_whole_or_refused(rng, folder, number):
-    "Bits, lengths and cuts, anywhere or in the lists; whatever comes of it, nothing is written elsewhere."
-    archive = pick(rng, [content for content, _ in BAD_ARCHIVES.values() if content] + [written([GOOD, ('top/wav/1.wav', rng.bytes(200))])] * 20)
-    found = bytearray(archive)
-    lists = [place.start() for place in re.finditer(b'PK[\1-\7]', archive)] or [0]
-    for _ in range(rng.integers(1, 6)):
-        at = int(pick(rng, (rng.integers(len(found)), pick(rng, lists) + rng.integers(50), len(found) - 1 - rng.integers(min(22, len(found)))))) % len(found)
-        found[at] = int(pick(rng, (0, 1, 255, found[at] ^ 1 << rng.integers(8), rng.integers(256))))
-    if rng.random() < .2: found = found[:rng.integers(len(found) + 1)]
-    (folder / 'in').mkdir()
-    (folder / 'in' / 'tones.zip.part').write_bytes(found)
-    def opened():
-        try: unpack(folder / 'in' / 'tones.zip.part', folder / 'out' / 'tones', BOX, {'wav/0.wav': hashlib.sha256(GOOD[1]).hexdigest()})
-        finally:
-            assert {path.name for path in folder.iterdir()} <= {'in', 'out'}
-            if (folder / 'out').exists(): assert {path.name for path in (folder / 'out').iterdir()} == {'tones'}
-        assert (folder / 'out' / 'tones' / 'wav' / '0.wav').read_bytes() == GOOD[1]
-    return opened

@@ -81,8 +81,8 @@ def test_the_next_service_is_asked_where_one_cannot_be_reached(monkeypatch, caps
 def test_the_readme_names_the_targets_of_the_makefile():
     targets = set(re.findall(r'(?m)^([a-z]+):.*## ', (ROOT / 'Makefile').read_text(encoding='utf-8')))
     named = set(re.findall(r'`?make ([a-z]+)', (ROOT / 'README.md').read_text(encoding='utf-8')))
-    assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'fuzz', 'lint', 'audit'} <= targets
-    assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'fuzz', 'lint'} <= named <= targets | {'clean'}
+    assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'lint', 'audit'} <= targets
+    assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'lint'} <= named <= targets | {'clean'}
 
 
 def test_tests_that_share_a_fixture_of_their_module_run_in_one_worker(request):

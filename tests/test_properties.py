@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fuzzing import times
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -37,8 +36,8 @@ LEAST = int(SHORTEST * SAMPLE_RATE) # samples of the shortest recording that is 
 
 
 def some(n: int = 50) -> settings:
-    "So many examples, and in `make fuzz` as many times more as there; how fast they are made depends on who else is at work."
-    return settings(max_examples=times(n), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
+    "So many examples, however slow the machine is."
+    return settings(max_examples=n, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
 
 
 # ---- predictions

@@ -13,7 +13,6 @@ from cdser.config import BadInput, content_hash
 from cdser.identity import FORMAT
 from cdser.runs import fit, gather, recognise, records
 from cdser.store import Run, RunStore, by_version, say_versions, write_digests
-from fuzzing import fuzzed, pick
 from tiny import OTHER, TINY, copied_run, id_of, prepared
 
 FILES = ('config.json', 'metrics.json', 'history.csv', 'predictions.csv', 'embeddings.npy', 'digests.json',
@@ -345,78 +344,3 @@ def test_counting_versions_says_nothing_of_what_it_cannot_read(tmp_path, content
     (run / 'config.json').write_text(content)
     found = by_version(RunStore(tmp_path))
     assert found.runs.sum() == 2 and found[found.used.astype(bool)].runs.tolist() == [1]
-
-
-# ---- fuzzed
-
-CELLS = (b'', b'0', b'-1', b'1e999', b'NaN', b'null', b'"', b'\0', b'\xff', b',', b'\n', b'{', b'[[', b'..', b'/',
-         b'source', b'ang', b'9' * 400)
-
-
-def spoilt(rng, content: bytes) -> bytes:
-    "Cut, flipped, overwritten, doubled, or with a word in the place of another."
-    way, at = rng.integers(6), int(rng.integers(len(content) + 1))
-    if way == 0: return content[:at]
-    if way == 1: return content[:at] + rng.bytes(int(rng.integers(1, 9))) + content[at + int(rng.integers(9)):]
-    if way == 2: return content[:at] + bytes(min(64, len(content) - at)) + content[at + 64:]
-    if way == 3: return content[at:] + content[:at]
-    if way == 4: return content[:at] + pick(rng, CELLS) + content[at:]
-    words = content.replace(b'"', b',').replace(b':', b',').replace(b'\n', b',').split(b',')
-    return content.replace(pick(rng, [word for word in words if word] or [b'x']), pick(rng, CELLS),
-                           int(rng.integers(1, 4)))
-
-
-@fuzzed('run folders', short=60)
-def test_spoilt_files_of_a_run(rng, folder, number):
-    "One to three files; the digests are as they were."
-    run = copied_run(folder)
-    for name in {pick(rng, FILES) for _ in range(rng.integers(1, 4))}:
-        if rng.random() < .2: SPOIL[pick(rng, SPOIL)](run / name)
-        else: (run / name).write_bytes(spoilt(rng, (run / name).read_bytes()))
-    use = pick(rng, USES)
-    def ask():
-        assert USES[use](RunStore(folder)[id_of(TINY)]) == right()[use], f'{use}: another answer, and not a word'
-    return ask
-
-
-@fuzzed('run folders', short=60)
-def test_forged_files_of_a_run(rng, folder, number):
-    "The digests fit, so what a file says has to be checked."
-    name = pick(rng, FILES[:4] * 2 + FILES[4:5] + FILES[6:])
-    run = forge(folder, name, lambda content: spoilt(rng, content))
-    use = pick(rng, [use for use in USES if name in READS[use]] or ['records', 'experiment'])
-    return lambda: USES[use](RunStore(folder)[run.name])
-
-
-@fuzzed('run folders', short=40)
-def test_folders_of_odd_things(rng, folder, number):
-    "Files, folders and links of any name, some of them an id, are passed over or refused."
-    copied_run(folder)
-    for i in range(rng.integers(1, 6)):
-        name = pick(rng, (f'{rng.integers(16**12):012x}', '.claims', '.unfinished', 'audio', 'encoders', f'x{i}', 'é',
-                          ' ', '.draft-x'))
-        path = folder / name
-        if os.path.lexists(path): continue
-        way = rng.integers(5)
-        if way == 0: path.write_bytes(rng.bytes(9))
-        elif way == 1: path.symlink_to(pick(rng, ('absent', '.', '..', '/', '/dev/zero', name)))
-        else:
-            path.mkdir()
-            if way > 2: (path / 'config.json').write_bytes(pick(rng,
-                                                                (b'', b'{}', b'[]', b'{"identity": {"code": []}}',
-                                                                 rng.bytes(30))))
-            if way > 3: (path / 'digests.json').write_bytes(pick(rng,
-                                                                 (b'', b'{}', b'[]', b'{"config.json": [0, ""]}',
-                                                                  rng.bytes(30))))
-    def ask():
-        store = RunStore(folder)
-        say_versions(store)
-        assert id_of(TINY) in [run.id for run in store.runs()] and store[id_of(TINY)].metrics == right()['metrics']
-        refused = []
-        for path in sorted(folder.iterdir()):
-            if path.name == id_of(TINY): continue
-            try: RunStore(folder)[path.name].metrics
-            except BadInput as err: refused.append(err)
-            else: raise AssertionError(f'{path.name} passes for a run')
-        if refused: raise refused[0]
-    return ask
