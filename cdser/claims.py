@@ -78,7 +78,7 @@ def measure(a: pd.DataFrame, b: pd.DataFrame, # what two methods say, of the sam
     "The quantity of a claim with its interval, judged."
     c = compare(a, b, level=level)
     scale = np.mean([uar(run.label, run.prediction) for _, run in b.groupby(['seed', 'fold'])]) if claim.relative else 1
-    value, low, high = (float(100 * x / scale) for x in (c.difference, c.low, c.high))
+    value, low, high = (float(100 * x / scale) for x in (c.mean, c.low, c.high))
     return dict(value=value, low=low, high=high, verdict=claim.judge(low, high, claim.margin), runs=c.runs, speakers=c.speakers)
 
 # %% ../nbs/35_claims.ipynb #e314487c

@@ -41,7 +41,7 @@ def summarise(said: pd.DataFrame, baseline: pd.DataFrame, name: str) -> dict:
     if key != other:
         try: c = compare(said, baseline)
         except BadInput as err: raise BadInput(f'{name} of {key}: {err}') from None
-        difference = dict(**percent(name, c.difference, c.low, c.high), p=c.p, effect=c.effect)
+        difference = dict(**percent(name, c.mean, c.low, c.high), p=c.p, effect=c.effect)
     by_run = [(war(run.label, run.prediction), *recalls(run.label, run.prediction)) for _, run in said.groupby(['seed', 'fold'])]
     mean_war, *mean_recalls = 100 * pd.DataFrame(by_run).mean() # of the runs in which an emotion occurs
     return dict(**{k: key[k] for k in KEYS[:4]}, **percent('uar', e.mean, e.low, e.high), war_mean=mean_war, runs=e.runs, **difference,
