@@ -1,4 +1,4 @@
-"Criteria that see no target label: against loops and closed forms, and what choosing by them would have cost."
+"Criteria without target labels: against loops and closed forms, and what choosing by them would have cost."
 import math
 
 import numpy as np
@@ -9,13 +9,10 @@ from scipy.special import softmax
 from cdser.config import SELECTIONS, BadInput
 from cdser.selection import CRITERIA, best_epoch, bnm, dev_risk, im_score, proxy_a_distance, selection_costs, snd
 
-N, K = 60, 4
-BALANCED = np.eye(K)[np.arange(N) % K]
-COLLAPSED = np.eye(K)[np.zeros(N, int)]
-UNIFORM = np.full((N, K), 1 / K)
+UNIFORM = np.full((60, 4), 1 / 4)
 
 
-def random_predictions(n: int, classes: int = K) -> np.ndarray:
+def random_predictions(n: int, classes: int = 4) -> np.ndarray:
     return softmax(np.random.default_rng(n).normal(0, 2, (n, classes)), axis=1)
 
 
@@ -23,61 +20,49 @@ def entropy(p) -> float:
     return -sum(x * math.log(x) for x in p if x > 0)
 
 
-def im_by_hand(p) -> float:
-    mean = [sum(row[k] for row in p) / len(p) for k in range(len(p[0]))]
-    return entropy(mean) - sum(entropy(row) for row in p) / len(p)
-
-
 def snd_by_hand(p, temperature: float) -> float:
-    def cosine(a, b): return sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-    total = 0.
+    entropies = []
     for i in range(len(p)):
-        e = [math.exp(cosine(p[i], p[j]) / temperature) for j in range(len(p)) if j != i]
-        total += entropy([x / sum(e) for x in e])
-    return total / len(p)
+        cosines = [p[i] @ p[j] / np.linalg.norm(p[i]) / np.linalg.norm(p[j]) for j in range(len(p)) if j != i]
+        entropies.append(entropy(softmax(np.array(cosines) / temperature)))
+    return np.mean(entropies)
 
 
 @pytest.mark.parametrize('n, classes', [(2, 2), (7, 3), (40, 4)])
-def test_scores_are_what_a_literal_loop_says(n, classes):
+def test_scores_agree_with_literal_loops(n, classes):
     p = random_predictions(n, classes)
-    assert im_score(p) == pytest.approx(im_by_hand(p.tolist()), abs=1e-12)
-    for temperature in (.05, .5): assert snd(p, temperature) == pytest.approx(snd_by_hand(p.tolist(), temperature), abs=1e-9)
-    assert bnm(p) == pytest.approx(sum(math.sqrt(max(x, 0)) for x in np.linalg.eigvalsh(p.T @ p)) / n, abs=1e-7)
+    assert im_score(p) == pytest.approx(entropy(p.mean(0)) - np.mean([entropy(row) for row in p]), abs=1e-12)
+    assert snd(p) == pytest.approx(snd_by_hand(p, .05), abs=1e-9)
+    assert snd(p, .5) == pytest.approx(snd_by_hand(p, .5), abs=1e-9)
+    assert bnm(p) == pytest.approx(np.sqrt(np.linalg.eigvalsh(p.T @ p).clip(0)).sum() / n, abs=1e-7)
 
 
-@pytest.mark.parametrize('p, im, nuclear, density', [
-    (UNIFORM, 0, math.sqrt(1 / (K * N)), math.log(N - 1)),
-    (COLLAPSED, 0, math.sqrt(1 / N), math.log(N - 1)),
-    (BALANCED, math.log(K), math.sqrt(K / N), None)], ids=['uniform', 'collapsed', 'balanced'])
-def test_closed_forms(p, im, nuclear, density):
-    m = N // K
-    share = (m - 1) * math.exp(20) / ((m - 1) * math.exp(20) + N - m)
-    if density is None: density = -share * math.log(share / (m - 1)) - (1 - share) * math.log((1 - share) / (N - m))
-    assert im_score(p) == pytest.approx(im, abs=1e-12) and bnm(p) == pytest.approx(nuclear, abs=1e-12)
-    assert snd(p) == pytest.approx(density, abs=1e-9)
+def test_closed_forms_of_uniform_and_of_even_predictions():
+    even = np.eye(4)[np.arange(60) % 4]
+    share = 14 * math.exp(20) / (14 * math.exp(20) + 45) # of one's own class among the neighbours
+    density = -share * math.log(share / 14) - (1 - share) * math.log((1 - share) / 45)
+    assert [im_score(even), bnm(even), snd(even)] == pytest.approx([math.log(4), math.sqrt(4 / 60), density], abs=1e-9)
+    expected = [0, math.sqrt(1 / 240), math.log(59)]
+    assert [im_score(UNIFORM), bnm(UNIFORM), snd(UNIFORM)] == pytest.approx(expected, abs=1e-9)
 
 
-def test_neighbours_are_found_across_blocks_and_whatever_the_order():
+def test_neighbours_are_found_across_blocks_in_any_order():
     p = random_predictions(1100)
     unit = p / np.linalg.norm(p, axis=1, keepdims=True)
     similarity = unit @ unit.T / .05
     np.fill_diagonal(similarity, -np.inf)
-    q = softmax(similarity, axis=1)
-    whole = -(q * np.log(np.where(q > 0, q, 1))).sum(1).mean()
+    whole = np.mean([entropy(row) for row in softmax(similarity, axis=1)])
     assert snd(p) == pytest.approx(whole, abs=1e-9)
     assert snd(np.random.default_rng(0).permutation(p)) == pytest.approx(whole, abs=1e-9)
 
 
 @pytest.mark.parametrize('score', [im_score, snd, bnm])
-def test_single_precision_is_enough_and_what_is_no_probability_is_refused(score):
+def test_single_precision_is_enough_and_rows_that_are_not_probabilities_are_refused(score):
     p = random_predictions(50)
     assert score(p.astype(np.float32)) == pytest.approx(score(p), rel=1e-5)
     for wrong in (np.log(p), 2 * p, p[0], p[:0], np.where(p == p.max(), np.nan, p)):
-        with pytest.raises(BadInput, match='^p: '): score(wrong)
-
-
-def test_one_utterance_has_no_neighbours():
-    with pytest.raises(BadInput, match='no neighbours'): snd(UNIFORM[:1])
+        with pytest.raises(BadInput, match='^p: '):
+            score(wrong)
 
 
 def draw(rng, n: int, shift: float, width: int = 6) -> np.ndarray:
@@ -88,16 +73,9 @@ def risk(z: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, z[:, 0]) + .2 * z[:, 1] ** 2
 
 
-@pytest.mark.parametrize('seed', range(5))
-def test_dev_is_the_plain_mean_where_the_corpora_are_alike(seed):
-    rng = np.random.default_rng(seed)
-    valid = draw(rng, 500, 0)
-    assert dev_risk(risk(valid), valid, draw(rng, 2000, 0), draw(rng, 2000, 0)) == pytest.approx(risk(valid).mean(), abs=.03)
-
-
 @pytest.mark.parametrize('shift', [.5, 1., 2.])
 @pytest.mark.parametrize('sizes', [(2000, 2000), (2000, 500), (500, 2000)])
-def test_dev_comes_closer_to_the_target_risk_than_the_plain_mean(shift, sizes):
+def test_dev_is_closer_to_the_target_risk_than_the_plain_mean(shift, sizes):
     for seed in range(5):
         rng = np.random.default_rng(seed)
         valid, true = draw(rng, 1000, 0), risk(draw(rng, 200_000, shift)).mean()
@@ -105,93 +83,89 @@ def test_dev_comes_closer_to_the_target_risk_than_the_plain_mean(shift, sizes):
         assert abs(found - true) < abs(risk(valid).mean() - true) / 2
 
 
-@pytest.mark.parametrize('n', [1, 5, 200])
-def test_a_constant_loss_has_that_risk_whatever_the_weights(n):
-    rng = np.random.default_rng(n)
-    valid = draw(rng, n, 0)
-    found = dev_risk(np.full(n, .7), valid, draw(rng, 100, 0), draw(rng, 50, 1))
-    if n > 1: assert found == pytest.approx(.7, abs=1e-9)
-    else: assert math.isfinite(found) # one weight cannot be corrected
-
-
-@pytest.mark.parametrize('scale', [1, 1e6])
-def test_dev_is_finite_where_the_corpora_do_not_overlap_or_do_not_vary(scale):
+def test_dev_is_the_plain_mean_if_the_corpora_or_the_losses_do_not_differ():
     rng = np.random.default_rng(0)
-    valid = scale * draw(rng, 50, 0, 40)
-    assert math.isfinite(dev_risk(risk(valid), valid, scale * draw(rng, 50, 0, 40), scale * draw(rng, 50, 1000, 40)))
+    valid, train, target = draw(rng, 500, 0), draw(rng, 2000, 0), draw(rng, 2000, 0)
+    assert dev_risk(risk(valid), valid, train, target) == pytest.approx(risk(valid).mean(), abs=.03)
+    assert dev_risk(np.full(500, .7), valid, train, target + 1) == pytest.approx(.7, abs=1e-9)
     same = np.ones((50, 40))
     assert dev_risk(np.arange(50.), same, same, same) == pytest.approx(24.5)
 
 
-def test_what_does_not_fit_dev_is_refused():
+@pytest.mark.parametrize('n, scale', [(1, 1), (50, 1), (50, 1e6)])
+def test_dev_is_finite_if_the_corpora_do_not_overlap(n, scale):
+    rng = np.random.default_rng(0)
+    valid, train, target = draw(rng, n, 0, 40), draw(rng, 50, 0, 40), draw(rng, 50, 1000, 40)
+    assert math.isfinite(dev_risk(risk(valid), scale * valid, scale * train, scale * target))
+
+
+def test_inputs_that_do_not_fit_are_refused():
     z, losses = np.zeros((3, 2)), np.zeros(3)
-    for args in ((losses[:2], z, z, z), (losses, z, z[:0], z), (losses, z, z, z[:, :1]), (losses[:, None], z, z, z)):
-        with pytest.raises(BadInput, match='do not fit'): dev_risk(*args)
-    for args in ((losses * np.nan, z, z, z), (losses, z, z, z + np.inf)):
-        with pytest.raises(BadInput, match='finite'): dev_risk(*args)
+    refused = [('do not fit', (losses[:2], z, z, z)), ('do not fit', (losses, z, z[:0], z)),
+               ('do not fit', (losses, z, z, z[:, :1])), ('do not fit', (losses[:, None], z, z, z)),
+               ('finite', (losses * np.nan, z, z, z)), ('finite', (losses, z, z, z + np.inf))]
+    for message, given in refused:
+        with pytest.raises(BadInput, match=message):
+            dev_risk(*given)
+    with pytest.raises(BadInput, match='no neighbours'):
+        snd(UNIFORM[:1])
+    with pytest.raises(BadInput, match='two speakers'):
+        proxy_a_distance(z, z, [0, 0, 1], [0, 0, 0])
 
 
 @pytest.mark.parametrize('values, highest, lowest', [
-    ([.1, .3, .2], 1, 0), ([.3, .1, .3, .1], 2, 3), ([.5, .5, .5], 2, 2), ([np.nan, 2., 1., np.nan], 1, 2), ([7.], 0, 0)])
-def test_of_equally_good_epochs_the_last_is_kept(values, highest, lowest):
+    ([.1, .3, .2], 1, 0), ([.3, .1, .3, .1], 2, 3), ([.5, .5, .5], 2, 2), ([np.nan, 2., 1., np.nan], 1, 2),
+    ([7.], 0, 0)])
+def test_the_last_of_equally_good_epochs_is_kept(values, highest, lowest):
     assert best_epoch(values, +1) == highest and best_epoch(values, -1) == lowest
 
 
-def test_nothing_can_be_chosen_by_what_is_no_number():
-    with pytest.raises(BadInput, match='no epoch'): best_epoch([np.nan, np.nan], -1)
+def test_nothing_can_be_chosen_without_a_number():
+    with pytest.raises(BadInput, match='no epoch'):
+        best_epoch([np.nan, np.nan], -1)
 
 
 def test_every_criterion_can_be_selected_by():
     assert tuple(CRITERIA) == SELECTIONS and CRITERIA['dev'] == -1
 
 
-def test_costs_of_made_up_histories():
-    first = pd.DataFrame(dict(test_uar=[.3, .5, .4], valid_war=[.6, .7, .7], im_score=[.1, .3, .2], snd=[np.nan] * 3, dev=[3., 1., 2.]))
-    second = pd.DataFrame(dict(test_uar=[.2, .6, .6, .5], valid_war=[.9, .1, .1, .1], im_score=[1.] * 4, snd=[np.nan] * 4, dev=[np.nan, 2., 3., 4.]))
+def test_costs_of_invented_histories():
+    first = pd.DataFrame(dict(test_uar=[.3, .5, .4], valid_war=[.6, .7, .7], im_score=[.1, .3, .2], dev=[3., 1., 2.],
+                              snd=np.nan, bnm=[1., 3., 2.]))
+    second = pd.DataFrame(dict(test_uar=[.2, .6, .6, .5], valid_war=[.9, .1, .1, .1], im_score=1.,
+                               dev=[np.nan, 2., 3., 4.], snd=np.nan))
     costs = selection_costs([first, second])
-    assert costs.index.tolist() == ['valid_war', 'im_score', 'dev', 'last epoch', 'oracle'] # no snd, no bnm
-    assert (costs.runs == 2).all()
-    expected = dict(valid_war=(30, 25, 10, 40), im_score=(50, 5, 0, 10), dev=(55, 0, 0, 0), oracle=(55, 0, 0, 0))
-    for name, numbers in {**expected, 'last epoch': (45, 10, 10, 10)}.items():
+    assert costs.runs.to_dict() == dict(valid_war=2, im_score=2, bnm=1, dev=2, oracle=2) | {'last epoch': 2} # no snd
+    expected = dict(valid_war=(30, 25, 10, 40), im_score=(50, 5, 0, 10), bnm=(50, 0, 0, 0), dev=(55, 0, 0, 0),
+                    oracle=(55, 0, 0, 0)) | {'last epoch': (45, 10, 10, 10)}
+    for name, numbers in expected.items():
         assert costs.loc[name, ['uar', 'cost', 'lowest', 'highest']].tolist() == pytest.approx(numbers), name
     assert costs.correlation['oracle'] == pytest.approx(1)
     assert costs.correlation['im_score'] == pytest.approx(1) # the second run's is constant and does not count
     tied = np.corrcoef([1, 2.5, 2.5], [1, 3, 2])[0, 1], np.corrcoef([4, 2, 2, 2], [1, 3.5, 3.5, 2])[0, 1] # ranks
     assert costs.correlation['valid_war'] == pytest.approx(np.mean(tied))
-    assert costs.correlation['dev'] == pytest.approx(np.mean([1, np.corrcoef([3, 2, 1], [2.5, 2.5, 1])[0, 1]])) # ranks of the numbers alone
+    without_nan = np.corrcoef([3, 2, 1], [2.5, 2.5, 1])[0, 1]
+    assert costs.correlation['dev'] == pytest.approx(np.mean([1, without_nan]))
 
 
-def test_a_criterion_that_some_runs_lack_is_judged_on_the_others():
-    with_it = pd.DataFrame(dict(test_uar=[.3, .5], valid_war=[.6, .7], bnm=[.2, .1]))
-    costs = selection_costs([with_it, with_it.drop(columns='bnm'), with_it.assign(bnm=np.nan)])
-    assert costs.runs.to_dict() == {'valid_war': 3, 'bnm': 1, 'last epoch': 3, 'oracle': 3}
-    assert costs.cost['bnm'] == pytest.approx(20) and costs.cost['valid_war'] == 0
-
-
-def test_without_histories_or_their_oracle_there_are_no_costs():
-    with pytest.raises(BadInput, match='no histories'): selection_costs([])
+def test_there_are_no_costs_without_histories_or_their_oracle():
+    with pytest.raises(BadInput, match='no histories'):
+        selection_costs([])
     with pytest.raises(BadInput, match='history 1 has no column test_uar'):
         selection_costs([pd.DataFrame(dict(test_uar=[.5])), pd.DataFrame(dict(valid_war=[.5]))])
 
 
 def test_the_distance_of_corpora_is_the_balanced_error_on_held_out_speakers():
     rng, speakers = np.random.default_rng(0), np.repeat(np.arange(6), 30)
-    draw = lambda moved, n=180: rng.normal(size=(n, 5)) + moved
-    assert proxy_a_distance(draw(0), draw(9), speakers, speakers) == 2
-    assert abs(proxy_a_distance(draw(0), draw(0), speakers, speakers)) < .35
-    near, far = (proxy_a_distance(draw(0), draw(moved), speakers, speakers) for moved in (.3, 1.))
-    assert 0 < near < far < 2
-    few = np.repeat(np.arange(6), 5)
-    assert abs(proxy_a_distance(draw(0), draw(0, 30), speakers, few)) < .8 # guessing the larger corpus would be no error of its own
+    source, same, *shifted = (rng.normal(size=(180, 5)) + shift for shift in (0, 0, .3, 1., 9))
+    near, far, apart = (proxy_a_distance(source, target, speakers, speakers) for target in shifted)
+    assert 0 < near < far < apart == 2 and abs(proxy_a_distance(source, same, speakers, speakers)) < .35
+    few = np.repeat(np.arange(6), 5) # a smaller corpus: guessing the larger is no success
+    assert abs(proxy_a_distance(source, same[:30], speakers, few)) < .8
 
 
-def test_a_corpus_that_differs_only_in_voices_is_not_told_apart_by_them():
-    "Each speaker has a place of their own; none that is held out was seen in training."
+def test_corpora_that_differ_only_in_voices_are_not_far_apart():
+    "Speakers differ from each other; those that are held out were not seen in training."
     rng, speakers = np.random.default_rng(1), np.repeat(np.arange(20), 10)
-    corpus = lambda: np.repeat(rng.normal(size=(20, 40)), 10, axis=0) * 3 + rng.normal(size=(200, 40))
-    found = [proxy_a_distance(corpus(), corpus(), speakers, speakers) for _ in range(5)]
-    assert abs(np.mean(found)) < .5
-
-
-def test_the_distance_needs_two_speakers_of_each():
-    with pytest.raises(BadInput, match='two speakers'): proxy_a_distance(np.ones((4, 2)), np.ones((4, 2)), [0, 0, 1, 1], [0] * 4)
+    voices = np.repeat(rng.normal(size=(5, 2, 20, 40)), 10, axis=2) * 3 + rng.normal(size=(5, 2, 200, 40))
+    assert abs(np.mean([proxy_a_distance(*pair, speakers, speakers) for pair in voices])) < .5
