@@ -36,7 +36,7 @@ import torch
 import torch_audiomentations as T
 from torchaudio.transforms import SpeedPerturbation
 
-from cdser.augment import pad, random_view, room_responses, seeds, uniform
+from cdser.augment import draw_parameters, pad, random_view, room_responses
 from cdser.config import AUGMENTATIONS, SAMPLE_RATE
 from cdser.corpora import released
 from cdser.synthetic import STUDIO_A, generate
@@ -56,7 +56,8 @@ def batch_of(seconds: np.ndarray) -> list[torch.Tensor]:
 def write_responses(folder: Path) -> dict[str, torch.Tensor]: # path -> (1, taps)
     "Room responses as files."
     g = torch.Generator().manual_seed(0)
-    rooms = room_responses(uniform(64, .2, .8, g), uniform(64, .2, .6, g), seeds(64, g), torch.zeros(1))
+    drawn = draw_parameters('reverberation', 64, g)
+    rooms = room_responses(drawn['rt60'], drawn['wet'], drawn['seed'], torch.zeros(1))
     for i, room in enumerate(rooms): sf.write(folder / f'{i}.wav', room.numpy(), SAMPLE_RATE, subtype='FLOAT')
     return {str(folder / f'{i}.wav'): room[None] for i, room in enumerate(rooms)}
 

@@ -28,8 +28,8 @@ def batches(device: str, count: int = 8) -> list[Views]:
     seconds = released('iemocap').duration_s.clip(upper=E.max_seconds).to_numpy()
     for _ in range(count):
         lengths = torch.from_numpy((rng.choice(seconds, 4) * SAMPLE_RATE).astype(np.int64)).repeat(E.views)
-        kinds = torch.arange(len(lengths)) % 7
-        found.append(Views(.1 * torch.randn(int(lengths.sum()), device=device), lengths, kinds.to(device), (kinds % 4).to(device), (kinds % 2).to(device)))
+        labels = torch.arange(len(lengths)) % 7
+        found.append(Views(.1 * torch.randn(int(lengths.sum()), device=device), lengths, labels.to(device), (labels % 4).to(device), (labels % 2).to(device)))
     return found
 
 

@@ -37,7 +37,7 @@ class Views:
     "A batch in several versions, view after view: row v * batch + i is version v of utterance i."
     waveforms: Tensor # (samples of all rows,) float32, row after row, on the device
     lengths: Tensor   # (views * batch,) int64, samples, on the CPU
-    kinds: Tensor     # (views * batch,) int64, 0 for the original, else 1 + the index into AUGMENTATIONS; on the device
+    augmentation_labels: Tensor # (views * batch,) int64, 0 for the original, else 1 + the index into AUGMENTATIONS; on the device
     labels: Tensor    # (views * batch,) int64, HIDDEN where the setup hides them; on the device
     domains: Tensor   # (views * batch,) int64, SOURCE or TARGET; on the device
     states: Tensor | None = None # (views * batch, layers + 1, width), where a frozen encoder has made them before
@@ -52,11 +52,11 @@ def augment_batches(batches: list[Batch],
     view = random_view(torch.cat([b.waveforms for b in batches for _ in range(further)]),
                        torch.cat([b.lengths.repeat(further) for b in batches]), e.augmentations, generator)
     rows = [len(b.lengths) * further for b in batches]
-    lengths, kinds = view.lengths.split(rows), view.kinds.split(rows)
+    lengths, labels = view.lengths.split(rows), view.augmentation_labels.split(rows)
     waveforms = view.waveforms.split([int(n.sum()) for n in lengths])
     return [Views(torch.cat([b.waveforms, w]), torch.cat([b.lengths, n]),
                   torch.cat([torch.zeros_like(b.lengths), k]).to(w.device, non_blocking=True), b.labels.repeat(e.views), b.domains.repeat(e.views))
-            for b, w, n, k in zip(batches, waveforms, lengths, kinds)]
+            for b, w, n, k in zip(batches, waveforms, lengths, labels)]
 
 def make_views(batch: Batch, e: Experiment, generator: torch.Generator) -> Views:
     "The same for one batch."
@@ -75,7 +75,7 @@ def hidden(views: Views, e: Experiment) -> Tensor: # (batch,) bool
 
 TERMS: dict[str, Callable[[Outputs, Views, Experiment, Progress], Tensor]] = {
     'emotion':      lambda out, views, e, p: emotion_loss(out.emotion, views.labels),
-    'augmentation': lambda out, views, e, p: augmentation_loss(out.augmentation, views.kinds),
+    'augmentation': lambda out, views, e, p: augmentation_loss(out.augmentation, views.augmentation_labels),
     'contrastive':  lambda out, views, e, p: nt_xent(out.projection.unflatten(0, (e.views, -1)), e.temperature),
     'information':  lambda out, views, e, p: information_maximisation(out.emotion),
     'dann':         lambda out, views, e, p: domain_loss(out.domain, views.domains),

@@ -1,6 +1,5 @@
 "What has to hold for whatever comes: predictions, augmentations, splits, hidden labels, ids, files."
 import hashlib
-import math
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ import cdser.encoder
 import cdser.files
 import cdser.runs
 from cdser.audio import SHORTEST
-from cdser.augment import AUGMENT, random_view
 from cdser.batches import few_labels, visible_labels
 from cdser.config import (ABLATIONS, AUGMENTATIONS, HIDDEN, LABELS, METHODS, OBJECTIVES, PROTOCOLS, RIVALS, SAMPLE_RATE, SELECTIONS, SETUPS,
                           BadInput, Experiment, check_experiment, content_hash)
@@ -83,69 +81,6 @@ def test_what_is_recognised_of_a_file_hangs_on_no_other_file(heard, studios, dat
     expected = alone.loc[[str(path) for path in asked]]
     assert said.path.tolist() == [str(path) for path in asked] and said.prediction.tolist() == expected.prediction.tolist()
     assert np.abs(said.filter(like='p_').to_numpy() - expected.filter(like='p_').to_numpy()).max() < 1e-5
-
-
-# ---- augmentation
-
-def wave(kind: str, n: int, seed: int) -> torch.Tensor:
-    "What a recording may hold."
-    t, rng = np.arange(n), np.random.default_rng(seed)
-    x = dict(noise=lambda: rng.standard_normal(n) * .1, silence=lambda: np.zeros(n), loud=lambda: np.sign(np.sin(t * .05)), faint=lambda: rng.standard_normal(n) * 1e-7,
-             click=lambda: (t == n // 2) * 1., steady=lambda: np.full(n, .5), fast=lambda: (-1.)**t, tone=lambda: .5 * np.sin(t * .1))[kind]()
-    return torch.from_numpy(x.clip(-1, 1)).float()
-
-
-KINDS = ('noise', 'silence', 'loud', 'faint', 'click', 'steady', 'fast', 'tone')
-ROWS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(LEAST, 6000)), min_size=1, max_size=6)
-NAMES = st.lists(st.sampled_from(AUGMENTATIONS), min_size=1, unique=True).map(tuple)
-
-
-def views(rows: list[torch.Tensor], names: tuple[str, ...], seed: int):
-    return random_view(torch.cat(rows), torch.tensor([len(row) for row in rows]), names, torch.Generator().manual_seed(seed))
-
-
-@some(40)
-@given(rows=ROWS, names=NAMES, seed=st.integers(0, 999), changed=st.integers(0, 5), into=st.sampled_from(KINDS))
-@example(rows=[('tone', 30 * SAMPLE_RATE), ('noise', LEAST), ('loud', LEAST + 1)], names=AUGMENTATIONS, seed=1, changed=1, into='loud')
-def test_a_view_changes_each_row_by_itself(rows, names, seed, changed, into):
-    rows = [wave(kind, n, i) for i, (kind, n) in enumerate(rows)]
-    before, lengths = torch.cat(rows), torch.tensor([len(row) for row in rows])
-    view = views(rows, names, seed)
-    assert torch.equal(torch.cat(rows), before) # the recordings are left alone
-
-    kinds = [AUGMENTATIONS[kind - 1] for kind in view.kinds]
-    assert set(kinds) <= set(names)
-    speed = view.drawn.get('speed.speed', torch.ones(len(rows), dtype=torch.float64)).nan_to_num(1.)
-    assert view.lengths.tolist() == (lengths / speed).round().long().tolist() and int(view.lengths.sum()) == len(view.waveforms)
-    for key, values in view.drawn.items(): assert (~values.isnan()).tolist() == [kind == key.split('.')[0] for kind in kinds]
-
-    parts = view.waveforms.split(view.lengths.tolist())
-    assert view.waveforms.isfinite().all() and view.waveforms.dtype == torch.float32
-    for row, part in zip(rows, parts): assert part.double().square().sum() <= 2 * row.double().square().sum() + 1e-6
-
-    at = changed % len(rows)
-    other = views([wave(into, len(row), 99) if i == at else row for i, row in enumerate(rows)], names, seed)
-    assert torch.equal(other.kinds, view.kinds) and torch.equal(other.lengths, view.lengths)
-    for i, (one, two) in enumerate(zip(parts, other.waveforms.split(other.lengths.tolist()))):
-        if i != at: assert torch.equal(one, two), f'{kinds[i]} of row {i} heard row {at}, {kinds[at]}'
-
-
-@some(40)
-@given(rows=ROWS, name=st.sampled_from(AUGMENTATIONS), seed=st.integers(0, 999), more=st.integers(0, 3000))
-def test_an_augmentation_writes_nothing_beyond_a_row_and_hears_nothing_from_there(rows, name, seed, more):
-    waves = [wave(kind, n, i) for i, (kind, n) in enumerate(rows)]
-    lengths = torch.tensor([len(x) for x in waves])
-    clean = torch.zeros(len(waves), int(lengths.max()) + more)
-    for row, x in zip(clean, waves): row[:len(x)] = x
-    beyond = torch.arange(clean.shape[1]) >= lengths[:, None]
-    dirty = torch.where(beyond, torch.full_like(clean, math.nan), clean)
-    made = [AUGMENT[name](x, lengths, torch.Generator().manual_seed(seed)) for x in (clean, dirty)]
-    assert torch.equal(made[0].waveforms, made[1].waveforms) and torch.equal(made[0].lengths, made[1].lengths)
-    assert made[0].waveforms.shape == (len(waves), int(made[0].lengths.max()))
-    for row, n in zip(made[0].waveforms, made[0].lengths.tolist()): assert not row[n:].any()
-    for i, x in enumerate(waves): # in a batch as alone
-        alone, [n] = AUGMENT[name].apply(x[None], lengths[i:i + 1], **{key: values[i:i + 1] for key, values in made[0].drawn.items()})
-        assert int(n) == int(made[0].lengths[i]) and torch.allclose(made[0].waveforms[i, :n], alone[0], atol=1e-4 * max(1, float(x.abs().max())))
 
 
 # ---- splits and hidden labels

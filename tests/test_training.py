@@ -168,8 +168,8 @@ def test_batches_are_augmented_together_without_changing_what_is_not_augmented(r
         n = len(batch.lengths)
         assert len(v.waveforms) == v.lengths.sum() and torch.equal(v.waveforms[:len(batch.waveforms)], batch.waveforms)
         assert torch.equal(v.lengths[:n], batch.lengths) and torch.equal(v.labels.view(3, n), batch.labels.expand(3, n))
-        assert not v.kinds[:n].any() and v.kinds[n:].all()
-        for row, kind, original in zip(v.waveforms.split(v.lengths.tolist())[n:], v.kinds[n:], batch.waveforms.split(batch.lengths.tolist()) * 2):
+        assert not v.augmentation_labels[:n].any() and v.augmentation_labels[n:].all()
+        for row, kind, original in zip(v.waveforms.split(v.lengths.tolist())[n:], v.augmentation_labels[n:], batch.waveforms.split(batch.lengths.tolist()) * 2):
             same_length = len(row) == len(original)
             assert same_length == (AUGMENTATIONS[kind - 1] != 'speed') and not (same_length and torch.equal(row, original))
 
@@ -194,7 +194,7 @@ def test_a_step_never_waits_for_the_device(recordings, method):
     "On `meta`, where tensors have no values, whatever asks for one fails."
     source, e = recordings[0], replace(TINY, weights=METHODS[method])
     views = make_views(Utterances(source.store, np.arange(8), source.corpus.labels[:8]).collate(np.arange(8)), e, torch.Generator())
-    ghost = Views(views.waveforms.to('meta'), views.lengths, views.kinds.to('meta'), views.labels.to('meta'), views.domains.to('meta'))
+    ghost = Views(views.waveforms.to('meta'), views.lengths, views.augmentation_labels.to('meta'), views.labels.to('meta'), views.domains.to('meta'))
     model = build(e).to('meta')
     known = Progress(priors=torch.full((2, 4), .25, device='meta'))
     losses = step(model, torch.optim.AdamW(model.parameters()), ghost, e, known)
