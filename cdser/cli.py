@@ -11,9 +11,10 @@ __all__ = ['PLAIN', 'FOUND', 'STATUS', 'printable', 'say', 'check_output', 'chec
 import argparse, errno, os, sys, tempfile, traceback, warnings
 from pathlib import Path
 from .config import PROTOCOLS, BadInput
-from .corpora import CorpusWarning, brief, import_dataset, read_corpus, read_csv, write_csv, write_manifest
+from .corpora import CorpusWarning, brief, read_corpus, read_csv, write_csv, write_manifest
 from .fetch import fetch, list_origins
 from .files import shown, writing
+from .readers import import_dataset
 from .splits import ROLES, default_protocol, findings, plan_folds, split_corpus, write_split
 from .verify import KINDS, MEANT, Verification, audit_copy, by_kind, in_both, of_splits, verify
 

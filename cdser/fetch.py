@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
 from .config import BadInput, check_choice
-from .corpora import leads_out, released
+from .corpora import released
 from .files import Claim, content_digest, shown, writing
 
 # %% ../nbs/07_fetch.ipynb #d4078c54
@@ -135,7 +135,9 @@ def is_there(path: Path, sha256: str) -> bool: # '' where it is not known
 
 def check_inside(folder: Path, paths: list[str]) -> None:
     "Raise `BadInput` where a path in a folder is a link out of it, or lies behind one."
-    if out := leads_out(folder, paths):
+    top = os.path.join(os.path.realpath(folder), '')
+    out = [path for path in paths if not os.path.realpath(os.path.join(folder, path)).startswith(top)]
+    if out:
         raise BadInput(f'{folder}: {shown(out[0])} in it is a link that leads out of the folder; remove the link')
 
 def find_missing(folder: Path, files: dict[str, str], # path -> SHA-256

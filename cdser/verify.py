@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 from .audio import Reading, as_float, in_threads, read_each
 from .config import LABELS, BadInput, Experiment, check_choice
-from .corpora import AUDIO, COLUMNS, READERS, Corpus, brief, check_table, find_files, leads_out, read_corpus, read_label_map, released, shipped
+from .corpora import (AUDIO, COLUMNS, Corpus, brief, check_table, doubts, find_files, read_corpus, read_csv,
+                           read_label_map, released, shipped)
 from .duplicates import clips, sketch
 from .files import content_digest
+from .readers import READERS
 from .splits import ROLES, audit_corpus, audit_folds, judge, plan_folds, split_corpus
 
 # %% ../nbs/08_verify.ipynb #5a536bcb
@@ -132,8 +134,8 @@ def count_scenarios(root: Path) -> list[tuple]: # findings
     return [('', 'count', f'scenario {s}: {turns.get(s, 0)} turns, published {n}') for s, n in SCENARIOS.items() if turns.get(s, 0) != n]
 
 # %% ../nbs/08_verify.ipynb #41d8545a
-USELESS = ('unreadable', 'silent', 'too short', 'not finite', 'beyond the end') # with `missing` and `leads out` what runs refuse
-KINDS = {**dict.fromkeys(('missing', 'changed', 'relabelled', *USELESS, 'leads out', 'two labels', 'two speakers'), 'error'),
+USELESS = ('unreadable', 'silent', 'too short', 'not finite', 'beyond the end') # with `missing` what runs refuse
+KINDS = {**dict.fromkeys(('missing', 'changed', 'relabelled', *USELESS, 'two labels', 'two speakers'), 'error'),
          **dict.fromkeys(('duplicate', 'converted', 'clipped', 'long', 'contradiction', 'extra', 'count',
                           'spelling', 'overlap', 'label map', 'ignored column'), 'warning')}
 MEANT = dict(source='training, as source', target='testing, as target')
@@ -208,11 +210,9 @@ def verdict(found: Verification) -> list[str]: # lines
 def examine_all(corpus: Corpus, progress: bool) -> tuple[pd.DataFrame, list[tuple]]: # facts by utterance; (path, kind, detail)
     "Read every recording that is there, each once."
     table, root = corpus.table, corpus.root
-    outside = set(leads_out(root, table.path))
     rows = table.groupby('path', sort=False).indices
-    there = [path for path in rows if path not in outside and os.path.isfile(root / path)]
-    found = [(path, 'leads out', 'is a link out of the folder') for path in rows if path in outside]
-    found += [(path, 'missing', 'is in the table') for path in rows.keys() - outside - set(there)]
+    there = [path for path in rows if os.path.isfile(root / path)]
+    found = [(path, 'missing', 'is in the table') for path in rows.keys() - set(there)]
     facts = [dict(sha256='', seconds=np.nan, rate=np.nan, clipped=0., sketch=None, wrong=('missing', '')) for _ in range(len(table))]
     segments = table[['start', 'end']].to_numpy(np.float64)
     read = in_threads(lambda path: examine(root / path, segments[rows[path]].tolist()), there, f'verifying {brief(corpus.name)}', progress)
@@ -249,16 +249,17 @@ def verify(name: str,                     # the corpus
     "Read every recording of a corpus and compare it with what is known. Raises `BadInput` where the corpus cannot be read at all."
     for kind in allow: check_choice('allow', kind, [kind for kind, level in KINDS.items() if level == 'error'])
     start, corpus = time.perf_counter(), read_corpus(name, root, label_map)
+    root = corpus.root
     table, names, own = corpus.table, corpus.names, (corpus.root / 'manifest.csv').is_file()
     known = None if own or not shipped(f'{name}.csv').is_file() else check_table(released(name), name, read_label_map(label_map)[name])
     facts, found = examine_all(corpus, progress)
-    found += as_heard(facts, names) + [('', *doubt) for doubt in corpus.doubts]
+    found += as_heard(facts, names) + [('', *doubt) for doubt in doubts(corpus) if doubt[0] != 'extra']
     said = {finding[:2] for finding in found}
     beside = beside_manifest(table, facts, names) if own else [] if known is None else beside_release(table, facts, known)
     found += [finding for finding in beside if finding[:2] not in said]
     found += repeated(table, facts, known, names)
-    everything = set(table.path if own else READERS[name](corpus.root).path)
-    found += [(str(path), 'extra', 'is in the folder but not in the table') for path in find_files(corpus.root, AUDIO, refuse_links=False) if str(path) not in everything]
+    unlisted = set(map(str, find_files(root, AUDIO))) - set(read_csv(root / 'manifest.csv').path) if own else corpus.unlisted
+    found += [(path, 'extra', 'is in the folder but not in the table') for path in sorted(unlisted)]
     counts, differ = compare_counts(corpus, known, label_map is None)
     found += differ + (count_scenarios(corpus.root) if name == 'msp_improv' and not own else [])
     findings = pd.DataFrame(found, columns=['path', 'kind', 'detail'], dtype=object)

@@ -10,7 +10,8 @@ import pytest
 
 from cdser.audio import load_audio
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
-from cdser.corpora import COLUMNS, READERS, load_corpus, released
+from cdser.corpora import COLUMNS, load_corpus, released
+from cdser.readers import READERS
 from trees import (ASIDE, CAST, IMPROV_CODES, IMPROV_SCENARIOS, LAYOUTS, OTHERS, TWIN, iemocap_lines, iemocap_turns, improv_lines,
                    improv_path, improv_turns, links, paper_trees, point, put, save, summary_line, text, with_others, write_iemocap,
                    write_msp_improv, write_small)
