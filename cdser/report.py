@@ -91,8 +91,8 @@ def table2(predictions: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/31_report.ipynb #5a3402b9
 CAPTION = (
     'UAR and WAR in percent on target speakers that no run trains or validates on; chance is 25. Means over '
-    'runs; run i has seed i and tests fold i (modulo their number) of the target. Intervals are at 95 %, over '
-    'speakers, utterances and seeds. Differences are paired; \\* marks those with p < .05 after Holm\'s '
+    'runs; run i has seed i and tests fold i (modulo their number) of the target. Intervals are at 95 %, '
+    'over speakers, utterances and seeds. Differences are paired; \\* marks those with p < .05 after Holm\'s '
     'correction over the table. The effect is the difference over the standard deviation of the runs\' '
     'differences. The epoch was chosen on held-out speakers of the corpus named under "validated on".')
 
