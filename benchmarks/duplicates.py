@@ -19,8 +19,8 @@ from scipy.signal import resample_poly
 from cdser.audio import as_float, open_store
 from cdser.config import SAMPLE_RATE
 from cdser.corpora import load_corpus
-from cdser.duplicates import NEAR, sketch, sketches
 from cdser.synthetic import write_studios
+from cdser.verify import NEAR, sketch
 
 
 def coded(samples: np.ndarray, format: str, subtype: str) -> np.ndarray:
@@ -39,7 +39,7 @@ COPIES = {'a fifth as loud': lambda x, rng: .2 * x, 'MP3': lambda x, rng: coded(
 def measure(name: str, root: Path, folder: Path, copies: int) -> dict:
     "The highest likeness of two recordings, and the lowest of a recording and each kind of copy."
     store, rng = open_store(folder / name, load_corpus(name, root).paths), np.random.default_rng(0)
-    drawn = sketches(store, progress=False)
+    drawn = np.stack([sketch(store[i]) for i in range(len(store))])
     lowest, chosen = {}, rng.choice(len(store), min(copies, len(store)), replace=False)
     for kind, change in COPIES.items(): lowest[kind] = min(float(sketch(change(as_float(store[i]), rng)) @ drawn[i]) for i in chosen)
     return dict(recordings=len(store), highest_of_two=float((drawn @ drawn.T - 2 * np.eye(len(drawn))).max()), lowest_of_copies=lowest)

@@ -15,8 +15,8 @@ from .corpora import CorpusWarning, brief, read_corpus, read_csv, write_csv, wri
 from .fetch import fetch, list_origins
 from .files import shown, writing
 from .readers import import_dataset
-from .splits import ROLES, default_protocol, findings, plan_folds, split_corpus, write_split
-from .verify import KINDS, MEANT, Verification, audit_copy, by_kind, in_both, of_splits, verify
+from .splits import ROLES, default_protocol, findings, plan_folds, split_corpus
+from .verify import KINDS, MEANT, Verification, audit_copy, by_kind, in_both, of_splits, verify, write_split
 
 # %% ../nbs/41_cli.ipynb #5c41aa02
 PLAIN = str.maketrans({'–': '-', '…': '...', '’': "'", '×': 'x'})

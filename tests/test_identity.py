@@ -83,9 +83,7 @@ NOT_FOR_NUMBERS = { # functions of deciding chapters that are called for no run'
                  'standard_error', 'Answers', 'Comparison', 'Estimate'},
     'model': {'from_transformers', 'load_stock'}, # recognise with a stored run
     'selection': {'best_epoch', 'proxy_a_distance', 'rank_correlation', 'selection_costs'},
-    'splits': {'FOLDS', 'audit', 'audit_corpus', 'audit_folds', 'check_speakers', 'default_protocol', 'judge',
-               'make_splits', 'plan_folds',
-               'split_corpus', 'two_labels', 'write_split'}, # the files that they write count by content
+    'splits': {'FOLDS', 'check_speakers', 'default_protocol', 'plan_folds', 'split_corpus'},
     'train': {'make_views'}}
 
 

@@ -27,7 +27,6 @@ from cdser.identity import deciding
 from cdser.model import build
 from cdser.parts import Recordings, make_parts
 from cdser.runs import InMemory, recognise
-from cdser.splits import PARTS, check_split, freeze, make_splits, plan_folds, read_split, source_split, write_split
 from cdser.train import predict
 
 LEAST = int(SHORTEST * SAMPLE_RATE) # samples of the shortest recording that is read
@@ -106,66 +105,6 @@ PEOPLE = people()
 def corpus_of(rows, name: str = 'any', suffix: str = '') -> tuple[Corpus, list[str]]: # and the digest of each recording, some equal
     table = pd.DataFrame([row[:4] for row in rows], columns=['speaker', 'label', 'session', 'text_id']).assign(path=[f'{i}.wav' for i in range(len(rows))])
     return Corpus(name, Path('nowhere'), check_table(table, name)), [f'{number}{suffix}' for *_, number in rows]
-
-
-def crossing(values: pd.Series, split) -> bool:
-    "Whether two parts share a value."
-    sets = [set(values.iloc[getattr(split, part)]) - {''} for part in PARTS]
-    return bool(sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
-
-
-@some()
-@given(rows=PEOPLE, protocol=st.sampled_from(('', *PROTOCOLS[:3])), apart=st.booleans(), seed=st.integers(0, 99), order=st.randoms(use_true_random=False))
-def test_no_speaker_recording_or_text_crosses_in_any_order_of_rows(rows, protocol, apart, seed, order):
-    "Where a split is made and is fit; the same split whatever the order of rows, and each time."
-    corpus, files = corpus_of(rows)
-    table = corpus.table.assign(sha256=files)
-    try:
-        plan = plan_folds(corpus, protocol)
-        splits = make_splits(table, plan, seed=seed, disjoint_texts=apart)
-        for split in splits: check_split(table, split, 'target', plan['protocol'], apart)
-    except BadInput as err:
-        assert '\n' not in str(err)
-        return
-    for split in splits:
-        assert not crossing(table.speaker, split) and not crossing(table.path, split) and not crossing(table.sha256, split)
-        if apart: assert not set(table.text_id.iloc[split.test]) & set(table.text_id.iloc[[*split.train, *split.valid]]) - {''}
-        if plan['protocol'] == 'leave_one_session_out': assert not set(table.session.iloc[split.test]) & set(table.session.iloc[[*split.train, *split.valid]])
-    tested = np.sort(np.concatenate([split.test for split in splits]))
-    assert len(set(tested)) == len(tested) and (apart or tested.tolist() == list(range(len(table)))) # once over the folds
-
-    for said in (make_splits(table, plan, seed=seed, disjoint_texts=apart), make_splits(moved := table.sample(frac=1, random_state=order.randrange(999)),
-                                                                                    plan, seed=seed, disjoint_texts=apart)):
-        of = table if said[0].test.tolist() == splits[0].test.tolist() else moved
-        for one, two in zip(splits, said, strict=True):
-            for part in PARTS: assert set(table.path.iloc[getattr(one, part)]) == set(of.path.iloc[getattr(two, part)])
-
-
-@some()
-@given(rows=PEOPLE, seed=st.integers(0, 99), share=st.floats(.01, .99))
-def test_a_source_is_divided_by_speakers_into_all_it_has(rows, seed, share):
-    corpus, files = corpus_of(rows)
-    table = corpus.table.assign(sha256=files)
-    try:
-        split = source_split(table, share, seed)
-        check_split(table, split, 'source')
-    except BadInput: return
-    assert sorted([*split.train, *split.valid]) == list(range(len(table))) and not len(split.test)
-    assert not crossing(table.speaker, split) and not crossing(table.sha256, split)
-
-
-@some(25)
-@given(rows=PEOPLE, seed=st.integers(0, 99))
-def test_what_is_frozen_is_read_again_or_nothing_is_written(tmp_path_factory, rows, seed):
-    corpus, _ = corpus_of(rows)
-    file = tmp_path_factory.mktemp('frozen') / 'split.csv'
-    try: write_split(corpus.table, splits := make_splits(corpus.table, plan_folds(corpus), seed=seed), file)
-    except BadInput:
-        assert not list(file.parent.iterdir())
-        return
-    for a, b in zip(read_split(file, corpus.table), splits, strict=True):
-        for part in PARTS: assert np.array_equal(getattr(a, part), getattr(b, part))
-    assert freeze(corpus.table, splits).path.is_unique and [path.name for path in file.parent.iterdir()] == ['split.csv']
 
 
 @some()
