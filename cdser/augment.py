@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROOM_TAPS', 'TAPS', 'DEGREE', 'BLOCK', 'STEPS', 'CHEBYSHEV', 'COEFFICIENTS', 'DISTANCES', 'FRAME', 'HOP', 'BANDS',
-           'AUGMENT', 'CHUNK_LIMITS', 'pad', 'crop_or_pad', 'move', 'energy', 'keep_level', 'convolve', 'coloured',
-           'white', 'add_noise', 'room_responses', 'reverberate', 'farrow', 'polynomials', 'time_warp', 'change_speed',
-           'running_product', 'pick_frames', 'phase_vocoder', 'to_frames', 'from_frames', 'shift_pitch', 'equalisers',
-           'filter_band', 'mask_time', 'uniform', 'log_uniform', 'two_sided', 'Augmentation', 'draw_parameters',
-           'chunks', 'View', 'random_view']
+           'SEED', 'AUGMENT', 'CHUNK_LIMITS', 'pad', 'crop_or_pad', 'move', 'energy', 'keep_level', 'convolve',
+           'coloured', 'white', 'add_noise', 'room_responses', 'reverberate', 'farrow', 'polynomials', 'time_warp',
+           'change_speed', 'running_product', 'pick_frames', 'phase_vocoder', 'to_frames', 'from_frames', 'shift_pitch',
+           'equalisers', 'filter_band', 'mask_time', 'uniform', 'log_uniform', 'two_sided', 'Augmentation',
+           'draw_parameters', 'chunks', 'View', 'random_view']
 
 # %% ../nbs/10_augment.ipynb #9aec942f
 from collections.abc import Callable
@@ -25,9 +25,7 @@ def pad(rows: list[Tensor]) -> Tensor: # (rows, longest)
     silence = rows[0].new_zeros(max(map(len, rows)))
     return torch.cat([piece for row in rows for piece in (row, silence[len(row):])]).view(len(rows), -1)
 
-def crop_or_pad(waveforms: Tensor, # (batch, samples)
-                lengths: Tensor,   # (batch,) int64, on the CPU
-               ) -> Tensor:        # (batch, longest)
+def crop_or_pad(waveforms: Tensor, lengths: Tensor) -> Tensor: # (batch, samples); (batch,) on the CPU
     "A copy as wide as the longest row, with silence beyond each row's end."
     return pad([row[:n] for row, n in zip(waveforms, lengths.tolist())])
 
@@ -61,9 +59,7 @@ def convolve(waveforms: Tensor, # (batch, samples)
     return torch.fft.irfft(product)[:, :, part:].flatten(1)[:, :samples]
 
 # %% ../nbs/10_augment.ipynb #d03fb44d
-def coloured(exponents: Tensor, # (batch,) alpha of 1/f**alpha, 0 to 2
-             taps: int = 1024,
-            ) -> Tensor:        # (batch, taps)
+def coloured(exponents: Tensor, taps: int = 1024) -> Tensor: # (batch,) 0 to 2 -> (batch, taps)
     "Kernels that turn white noise into 1/f**alpha noise (Kasdin 1995), with a leak."
     k = torch.arange(1, taps)
     ratios = (k - 1 + exponents[:, None] / 2) / k
@@ -130,8 +126,7 @@ CHEBYSHEV = torch.cos(torch.pi * (STEPS + .5) / (DEGREE + 1)) / 2 # values of u
 COEFFICIENTS = torch.linalg.inv(torch.linalg.vander(CHEBYSHEV)) # from values at these points to a polynomial
 DISTANCES = torch.arange(1 - TAPS // 2, TAPS // 2 + 1) - .5 - CHEBYSHEV[:, None] # (DEGREE + 1, TAPS)
 
-def farrow(factors: Tensor, # (batch,) on the CPU
-          ) -> Tensor:      # (batch, DEGREE + 1, TAPS) float64, weights of each power of u
+def farrow(factors: Tensor) -> Tensor: # (batch,) -> (batch, DEGREE + 1, TAPS) float64, for each power of u
     "Polynomials through Hann-windowed sinc kernels with the cutoff of each row's factor."
     cutoff = (1 / factors.double()).clamp(max=1)[:, None, None]
     weights = torch.sinc(cutoff * DISTANCES) * torch.cos(torch.pi * DISTANCES / TAPS).square()
@@ -170,18 +165,15 @@ def time_warp(waveforms: Tensor, # (batch, samples)
     return value.view(len(factors), samples)
 
 # %% ../nbs/10_augment.ipynb #835601d1
-def change_speed(waveforms: Tensor, lengths: Tensor,
-                 log_speed: Tensor, # (batch,) natural logarithm of the factor that divides the lengths
-                ) -> tuple[Tensor, Tensor]:
-    "Play faster or slower; duration, pitch and tempo change together."
+def change_speed(waveforms: Tensor, lengths: Tensor, log_speed: Tensor) -> tuple[Tensor, Tensor]:
+    "Play faster by exp(log_speed); duration, pitch and tempo change together."
     speed = log_speed.exp()
     changed_lengths = (lengths / speed.double()).round().long().clamp(min=1)
     changed = time_warp(crop_or_pad(waveforms, lengths), speed, int(changed_lengths.max()))
     return crop_or_pad(changed, changed_lengths), changed_lengths
 
 # %% ../nbs/10_augment.ipynb #d4d12872
-def running_product(z: Tensor, # (batch, 8 * blocks, frequencies) complex
-                   ) -> Tensor:
+def running_product(z: Tensor) -> Tensor: # (batch, 8 * blocks, frequencies) complex
     "The cumulative product along the second dimension, in place."
     blocks = z.unflatten(1, (-1, 8))
     for k in range(1, 8):
@@ -189,10 +181,8 @@ def running_product(z: Tensor, # (batch, 8 * blocks, frequencies) complex
     blocks[:, 1:] *= blocks[:, :-1, 7:].cumprod(1)
     return z
 
-def pick_frames(values: Tensor, # (batch, frames, frequencies)
-                at: Tensor,     # (batch, n) int64, on the CPU
-               ) -> Tensor:     # (batch, n, frequencies)
-    "Frame at[i, j] of row i."
+def pick_frames(values: Tensor, at: Tensor) -> Tensor: # (batch, frames, frequencies); (batch, n) on the CPU
+    "Frame at[i, j] of row i, (batch, n, frequencies)."
     rows = (at + torch.arange(len(at))[:, None] * values.shape[1]).flatten()
     return values.flatten(0, 1).index_select(0, move(rows, values)).unflatten(0, at.shape)
 
@@ -219,15 +209,13 @@ def phase_vocoder(spectra: Tensor, # (batch, frequencies, frames) complex
 # %% ../nbs/10_augment.ipynb #034ce7b8
 FRAME, HOP = 512, 128
 
-def to_frames(waveforms: Tensor, # (batch, samples)
-             ) -> Tensor:        # (batch, frequencies, frames) complex
+def to_frames(waveforms: Tensor) -> Tensor: # (batch, samples) -> (batch, frequencies, frames) complex
     "Spectra of Hann-windowed frames; frame 0 ends HOP samples into the signal."
     framed = F.pad(waveforms, (FRAME - HOP, FRAME)).unfold(1, FRAME, HOP)
     return torch.fft.rfft(framed * torch.hann_window(FRAME, device=waveforms.device)).transpose(1, 2)
 
-def from_frames(spectra: Tensor, # (batch, frequencies, frames) complex
-               ) -> Tensor:      # (batch, (frames + 3) * HOP), starting with the first sample of frame 0
-    "Overlap-add of the windowed inverse transforms (Griffin & Lim 1984)."
+def from_frames(spectra: Tensor) -> Tensor: # (batch, frequencies, frames) -> (batch, (frames + 3) * HOP)
+    "Overlap-add of the windowed inverse transforms (Griffin & Lim 1984), from the first sample of frame 0."
     window = torch.hann_window(FRAME, device=spectra.device) / 1.5
     parts = torch.fft.irfft(spectra.transpose(1, 2)).mul_(window)
     batch, frames, _ = parts.shape
@@ -311,13 +299,14 @@ class Augmentation(NamedTuple):
     apply: Callable[..., tuple[Tensor, Tensor]] # waveforms, lengths, **parameters -> waveforms, lengths
     samplers: dict[str, Callable[..., Tensor]]  # parameter -> function of (size, generator)
 
+SEED = partial(torch.randint, 2**31)
 AUGMENT: dict[str, Augmentation] = {
     'noise': Augmentation(add_noise, dict(
-        snr_db=partial(uniform, 5, 20), exponent=partial(uniform, 0, 2), seed=partial(torch.randint, 2**31))),
+        snr_db=partial(uniform, 5, 20), exponent=partial(uniform, 0, 2), seed=SEED)),
     'reverberation': Augmentation(reverberate, dict(
-        rt60=partial(uniform, .2, .8), wet=partial(uniform, .2, .6), seed=partial(torch.randint, 2**31))),
+        rt60=partial(uniform, .2, .8), wet=partial(uniform, .2, .6), seed=SEED)),
     'pitch': Augmentation(shift_pitch, dict(semitones=partial(two_sided, 1, 3))),
-    'speed': Augmentation(change_speed, dict(log_speed=partial(two_sided, .0488, .1655))),
+    'speed': Augmentation(change_speed, dict(log_speed=partial(two_sided, .0488, .1655))), # 5 to 18 %
     'filtering': Augmentation(filter_band, dict(
         high_pass=partial(log_uniform, 60, 400), low_pass=partial(log_uniform, 2500, 7000),
         **{f'gain_{hz}': partial(uniform, -6, 6) for hz in BANDS})),
