@@ -16,12 +16,12 @@ import pandas as pd
 from scipy.special import softmax
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from .audio import AudioStore, as_float, in_threads, read_audio
+from .audio import in_threads, read_audio
+from .audio_store import AudioStore
 from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, content_hash
 from .files import write_file, writing
-from .identity import processor
+from .store import processor
 from .parts import Recordings, make_parts
-from .runs import run_id
 
 # %% ../nbs/33_classic.ipynb #3561aa38
 @lru_cache
@@ -58,7 +58,7 @@ def functionals(store: AudioStore) -> np.ndarray: # (n, 88) float32, one row a r
     file = functionals_file(store)
     found = read_functionals(file, len(store))
     if found is None:
-        heard = in_threads(lambda i: egemaps(as_float(store[i])), range(len(store)), f'eGeMAPS of {len(store)} recordings')
+        heard = in_threads(lambda i: egemaps(store[i]), range(len(store)), f'eGeMAPS of {len(store)} recordings')
         found, held = np.stack(list(heard)), io.BytesIO()
         np.save(held, found)
         try:
@@ -98,7 +98,7 @@ def fit_classic(e: Experiment, # setup (one of NORMS), seed, fold and protocol c
     parts, words = make_parts(e, source, target), np.array(LABELS)
     measured = [functionals(part.store)[part.rows] for part in (parts.training[0], parts.training[-1], parts.test)]
     said, p = classic_predictions(measured[0], parts.training[0].labels, *measured[1:], NORMS[e.setup])
-    table = pd.DataFrame(dict(id=content_hash(['egemaps_svm', run_id(replace(e, weights={'emotion': 1.}, encoder='nano'), source, target)]),
+    table = pd.DataFrame(dict(id=content_hash(['egemaps_svm', e.setup, parts.digest]),
                               source=e.source, target=e.target, setup=e.setup, shots=0, method='egemaps_svm', seed=e.seed, fold=e.fold,
                               validated_on='–', processor=processor(), speaker=target.corpus.table.speaker.to_numpy()[parts.test.rows],
                               path=np.array(target.corpus.names)[parts.test.rows],

@@ -10,10 +10,10 @@ __all__ = ['PLAIN', 'FOUND', 'STATUS', 'printable', 'say', 'check_output', 'chec
 # %% ../nbs/41_cli.ipynb #7872a68d
 import argparse, errno, os, sys, tempfile, traceback, warnings
 from pathlib import Path
-from .config import PROTOCOLS, BadInput
+from .config import PROTOCOLS, BadInput, shown
 from .corpora import CorpusWarning, brief, read_corpus, read_csv, write_csv, write_manifest
 from .fetch import fetch, list_origins
-from .files import shown, writing
+from .files import writing
 from .readers import import_dataset
 from .splits import ROLES, default_protocol, findings, plan_folds, split_corpus
 from .verify import KINDS, MEANT, Verification, audit_copy, by_kind, in_both, of_splits, verify, write_split

@@ -4,41 +4,73 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'HIDDEN', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PROPOSED', 'COMPARING', 'LOSSES', 'METHODS', 'RIVALS',
-           'PROTOCOLS', 'SESSIONS', 'OBJECTIVES', 'SELECTIONS', 'LEAST_MOST', 'ROWS', 'ABLATIONS', 'PROFILES',
-           'BadInput', 'check_choice', 'Setup', 'without', 'Experiment', 'as_number', 'as_text', 'as_weights',
-           'as_augmentations', 'with_types', 'check_experiment', 'content_hash', 'method_name', 'describe',
-           'check_fields', 'from_dict', 'main_experiments', 'ablation_experiments', 'spread', 'Profile', 'parse_pairs']
+           'PROTOCOLS', 'SESSIONS', 'SELECTIONS', 'ALLOWED', 'KINDS', 'ROWS', 'ABLATIONS', 'PROFILES', 'escape',
+           'BadInput', 'shown', 'check_choice', 'check_component', 'as_path', 'Setup', 'without', 'among', 'Experiment',
+           'as_declared', 'as_weights', 'as_augmentations', 'with_types', 'contradictions', 'check_experiment',
+           'content_hash', 'method_name', 'describe', 'check_fields', 'from_dict', 'spread', 'main_experiments',
+           'ablation_experiments', 'Profile', 'parse_pairs']
 
 # %% ../nbs/00_config.ipynb #a7c8a19b
-import difflib, hashlib, json, numbers
-from dataclasses import dataclass, field, asdict, fields, replace
-from pathlib import PurePath
+import difflib, hashlib, json, os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 # %% ../nbs/00_config.ipynb #4b0ba5da
 LABELS = ('ang', 'hap', 'neu', 'sad')
 HIDDEN = -1          # the class index of a label that may not be seen
-SAMPLE_RATE = 16_000 # Hz; what Wav2Vec2 is trained on
+SAMPLE_RATE = 16_000 # Hz; the rate that Wav2Vec2 is trained on
 
 # %% ../nbs/00_config.ipynb #1d3ba409
 AUGMENTATIONS = ('noise', 'reverberation', 'pitch', 'speed', 'filtering', 'masking')
 
 # %% ../nbs/00_config.ipynb #eab4b504
+def escape(text: str) -> str:
+    "`text` on one line that any terminal can show."
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
+
 class BadInput(ValueError):
-    "Input that the user can mend: the message names the file, row or parameter, what was expected, and what to do."
-    def __init__(self, message: str = ''): # becomes one line that any terminal can show
-        super().__init__(''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(message)))
+    "Input that the user can correct: the message names the file, row or parameter, what was expected, and what to do."
+    def __init__(self, message: str = ''):
+        super().__init__(escape(message))
+
+def shown(value: Any) -> str: # on one line
+    "A value as messages quote it: printable, and shortened to 80 characters."
+    text = escape(value)
+    return repr(text if len(text) <= 80 else text[:79] + '…')
 
 # %% ../nbs/00_config.ipynb #9b82e9d5
 def check_choice(name: str,  # the parameter, for the message
-                 value,      # what was given
+                 value: Any, # what was given
                  choices,    # what is possible
                 ) -> None:
-    "Raise `BadInput`, with the nearest choice where one is near, unless `value` is one of `choices`."
-    if isinstance(value, str) and value in choices: return
+    "Raise `BadInput`, naming the nearest choice if there is one, unless `value` is one of `choices`."
+    if isinstance(value, str) and value in choices:
+        return
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
     hint = f', such as {near[0]}' if near and len(choices) > 9 else ''
     raise BadInput(f'{name}: {repr(value)[:80]} is not known; use one of {", ".join(map(str, choices))}{hint}')
+
+# %% ../nbs/00_config.ipynb #1047c7f9
+def check_component(what: str, # for the message
+                    name: str,
+                   ) -> str:   # the same
+    "Raise `BadInput` unless `name` can be one component of a path."
+    plain = isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name.encode()) <= 200
+    if not plain or name.startswith('.') or set(name) & set('/\\:'):
+        raise BadInput(f'{what}: {shown(name)} is not a plain name without "/", such as emodb')
+    return name
+
+def as_path(what: str, # the parameter, for the message
+            value: str | os.PathLike,
+           ) -> Path:  # with `~` expanded
+    "Raise `BadInput` if `value` is not a path."
+    if not isinstance(value, str | os.PathLike):
+        raise BadInput(f'{what}: {shown(value)} is not a path; give it as text')
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as err:
+        raise BadInput(f'{what}: {shown(value)} names the home folder of an unknown user') from err
 
 # %% ../nbs/00_config.ipynb #d3a6e107
 @dataclass(frozen=True)
@@ -62,7 +94,7 @@ LOSSES = (*PROPOSED, *COMPARING, 'mcc', 'self_training', 'prior_information', 's
 
 def without(*terms: str) -> dict: # the remaining weights
     "The proposed method without some of its loss terms."
-    return {k: w for k, w in PROPOSED.items() if k not in terms}
+    return {name: weight for name, weight in PROPOSED.items() if name not in terms}
 
 METHODS = {'proposed': PROPOSED,
            'no_augmentation': without('augmentation'),
@@ -70,7 +102,7 @@ METHODS = {'proposed': PROPOSED,
            'no_information': without('information'),
            'emotion_only': {'emotion': 1.},
            'information_only': {'emotion': 1., 'information': .5},
-           **{term: {'emotion': 1., term: .1} for term in ('dann', 'cdan', 'mmd')}, # with 1 the source's emotions are not learned
+           **{term: {'emotion': 1., term: .1} for term in ('dann', 'cdan', 'mmd')}, # at 1 the source is not learned
            **{term: {'emotion': 1., term: 1.} for term in ('coral', 'mcc', 'self_training')},
            'prior_aware': {**without('information'), 'prior_information': .5},
            'supervised': {**PROPOSED, 'supervised_contrastive': .5}}
@@ -79,183 +111,190 @@ RIVALS = ('dann', 'cdan', 'coral', 'mmd', 'mcc', 'information_only', 'self_train
 # %% ../nbs/00_config.ipynb #8e50380a
 PROTOCOLS = ('k_fold', 'leave_one_session_out', 'leave_one_speaker_out', 'frozen')
 SESSIONS = ('iemocap', 'msp_improv') # the corpora that leave one session out by default
-OBJECTIVES = ('tapt', 'ptapt')
-SELECTIONS = ('valid_war', 'im_score', 'snd', 'bnm', 'dev') # accuracy of held-out source speakers, and four that look at the target
+SELECTIONS = ('valid_war', 'im_score', 'snd', 'bnm', 'dev') # accuracy of held-out source speakers; four that use the target
+
+def among(default: Any, *allowed) -> Any: # a dataclass field
+    "A field with its smallest and largest value, or with its choices."
+    return field(default=default, metadata=dict(allowed=allowed))
 
 # %% ../nbs/00_config.ipynb #e2d74bd6
 @dataclass(frozen=True)
 class Experiment:
-    "All that decides a run's outcome, but for the audio itself."
+    "Everything that decides a run's outcome, except the audio itself."
     source: str                       # the corpus whose labels are always seen
     target: str                       # the corpus that is tested on
-    setup: str = 'unlabelled_target'  # a key of SETUPS
+    setup: str = among('unlabelled_target', SETUPS) # a key of SETUPS
     weights: dict = field(default_factory=lambda: dict(PROPOSED)) # loss term -> weight [paper]
-    seed: int = 0                     # initial weights, batches, augmentations, validation speakers
-    fold: int = 0                     # which fold of target speakers is tested on
-    folds: int = 3                    # how many there are [ours]
-    protocol: str = 'k_fold'          # how folds are made, one of PROTOCOLS [ours]
+    seed: int = among(0, 0, 2**32 - 1) # initial weights, batches, augmentations, validation speakers
+    fold: int = among(0, 0, 999)      # which fold of target speakers is tested
+    folds: int = among(3, 2, 1000)    # how many there are [ours]
+    protocol: str = among('k_fold', PROTOCOLS) # how folds are made, one of PROTOCOLS [ours]
     disjoint_texts: bool = False      # whether tested texts are kept out of target training too [ours]
-    validation: float = .2            # share of the training speakers held out for early stopping [ours]
-    shots: int = 4                    # visible target utterances of each emotion, in the setup few_shot [ours]
+    validation: float = among(.2, .01, .99) # share of the training speakers held out for early stopping [ours]
+    shots: int = among(4, 1, 10**6)   # visible target utterances per emotion, in the setup few_shot [ours]
     # encoder
     encoder: str = 'nano'             # 'nano', a local folder, or a hub id; the paper says Wav2Vec2, not which
     freeze_front_end: bool = False    # keep the convolutional front end as pre-trained [ours]
-    freeze_encoder: bool = False      # keep the whole encoder but for the layer mix as pre-trained [ours]
-    projection: int = 128             # width of the contrastive projection [ours]
-    warm_start: int = 0               # epochs of self-supervised training on the audio, before any label is seen; 0: none [ours]
-    objective: str = 'tapt'           # of the warm start, one of OBJECTIVES [ours]
+    freeze_encoder: bool = False      # keep the whole encoder except the layer mix as pre-trained [ours]
+    projection: int = among(128, 1, 4096) # width of the contrastive projection [ours]
     standardise: bool = False         # scale each corpus's embeddings by that corpus's own statistics [ours]
     # views and losses
-    views: int = 3                    # the original + two augmented versions [ours]
-    augmentations: tuple = AUGMENTATIONS # what a version is drawn from [ours]
-    temperature: float = .1           # of NT-Xent [ours]
-    confidence: float = .9            # from which self-training believes a prediction [ours]
+    views: int = among(3, 1, 16)      # the original + two augmented versions [ours]
+    augmentations: tuple = AUGMENTATIONS # the kinds that a version is drawn from [ours]
+    temperature: float = among(.1, 1e-3, 1e3) # of NT-Xent [ours]
+    confidence: float = among(.9, .01, .9999) # from which self-training accepts a prediction [ours]
     # optimisation: all [ours], except that source and target alternate and validation accuracy stops [paper]
-    epochs: int = 12                  # passes over the larger training set of the pair, in every setup
-    epoch_steps: int = 0              # steps on each corpus after which an epoch ends early; 0: none
-    selection: str = 'valid_war'      # which epoch is kept, one of SELECTIONS; the paper: validation accuracy
-    patience: int = 10                # epochs without a better one before stopping
-    batch_seconds: float = 16.        # audio in a batch, before views are added
-    encoder_lr: float = 2e-3          # peak learning rate of the encoder
-    head_lr: float = 2e-3             # peak learning rate of the heads
-    warmup: float = .1                # share of the steps in which the learning rate rises
-    weight_decay: float = .01         # AdamW's
-    clip_norm: float = 1.             # largest norm of the gradient
-    max_seconds: float = 15.          # longer utterances are cut when read
+    epochs: int = among(12, 1, 10**5) # passes over the larger training set of the pair, in every setup
+    epoch_steps: int = among(0, 0, 10**6) # steps on each corpus after which an epoch ends early; 0: no limit
+    selection: str = among('valid_war', SELECTIONS) # which epoch is kept; the paper: validation accuracy
+    patience: int = among(10, 1, 10**6) # epochs without a better one before stopping
+    batch_seconds: float = among(16., .1, 1e5) # audio in a batch, before views are added
+    encoder_lr: float = among(2e-3, 1e-9, 10.) # peak learning rate of the encoder
+    head_lr: float = among(2e-3, 1e-9, 10.) # peak learning rate of the heads
+    warmup: float = among(.1, 0., 1.) # share of the steps in which the learning rate rises
+    weight_decay: float = among(.01, 0., 10.) # AdamW's
+    clip_norm: float = among(1., 1e-6, 1e6) # largest norm of the gradient
+    max_seconds: float = among(15., .1, 3600.) # longer utterances are cut when read
+
+# %% ../nbs/00_config.ipynb #a90df270
+ALLOWED = {f.name: f.metadata['allowed'] for f in fields(Experiment) if f.metadata} # field -> smallest and largest, or choices
 
 # %% ../nbs/00_config.ipynb #eb150e23
-LEAST_MOST = { # of each number, both allowed
-    'seed': (0, 2**32 - 1), 'fold': (0, 999), 'folds': (2, 1000), 'validation': (.01, .99), 'shots': (1, 10**6),
-    'projection': (1, 4096), 'warm_start': (0, 10**4), 'views': (1, 16), 'temperature': (1e-3, 1e3),
-    'confidence': (.01, .9999), 'epochs': (1, 10**5), 'epoch_steps': (0, 10**6), 'patience': (1, 10**6),
-    'batch_seconds': (.1, 1e5), 'encoder_lr': (1e-9, 10.), 'head_lr': (1e-9, 10.), 'warmup': (0., 1.),
-    'weight_decay': (0., 10.), 'clip_norm': (1e-6, 1e6), 'max_seconds': (.1, 3600.)}
+KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'printable text'} # for messages
 
-def as_number(name: str, value: Any, kind: type) -> int | float:
-    "An int or a float of Python's own. Raises `BadInput` where `value` is none, or lies outside `LEAST_MOST`."
-    if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0: value = value.item() # NumPy's and torch's
-    whole = kind is int
-    if whole and isinstance(value, float) and value.is_integer(): value = int(value) # YAML writes 2. for 2
-    number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    if not number: raise BadInput(f'{name}: {repr(value)[:80]} is not {"a whole number" if whole else "a number"}')
-    low, high = LEAST_MOST.get(name, (0., 1e6)) # the last for the weight of a loss term
-    if not low <= value <= high: raise BadInput(f'{name}: {value!r} lies outside {low} to {high}')
-    return kind(value)
-
-def as_text(name: str, value: Any) -> str:
-    "Text that a file name or a table can hold. Raises `BadInput` where `value` is none."
-    if isinstance(value, PurePath): value = str(value)
-    if not isinstance(value, str): raise BadInput(f'{name}: {repr(value)[:80]} is not text')
-    if not value or not value.isprintable() or len(value) > 4096:
-        raise BadInput(f'{name}: {repr(value[:80])} is empty, too long, or holds a character that cannot be printed')
+def as_declared(name: str,          # the field, for the message
+                value: Any,
+                kind: type,         # bool, int, float or str
+                allowed: tuple = (), # smallest and largest, or a collection of choices, or nothing
+               ) -> bool | int | float | str: # a plain Python value
+    "`value` as its field declares it. Raises `BadInput` if it has another type or is not allowed."
+    if getattr(value, 'ndim', None) == 0 and hasattr(value, 'item'):
+        value = value.item() # a number of NumPy or torch
+    if kind is str and isinstance(value, PurePath):
+        value = str(value)
+    if kind is int and isinstance(value, float) and value.is_integer() or kind is float and type(value) is int:
+        value = kind(value)
+    fits = type(value) is kind
+    if fits and kind is str:
+        fits = value.isprintable() and 0 < len(value) <= 4096
+    if not fits:
+        raise BadInput(f'{name}: {repr(value)[:80]} is not {KINDS[kind]}')
+    if len(allowed) == 1:
+        check_choice(name, value, allowed[0])
+    elif allowed and not allowed[0] <= value <= allowed[1]:
+        raise BadInput(f'{name}: {value!r} lies outside {allowed[0]} to {allowed[1]}')
     return value
 
+# %% ../nbs/00_config.ipynb #efc571b7
 def as_weights(weights: Any) -> dict[str, float]:
-    """Loss terms and their weights, in the order of LOSSES, since a sum rounds by the order of its terms.
-    Raises `BadInput` at a term that is not known, or a weight that is no number from 0."""
-    if not isinstance(weights, dict): raise BadInput(f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
-    for term in weights: check_choice('weights', term, LOSSES)
-    if not weights: raise BadInput('weights: no loss term is given, so there is nothing to train')
-    found = {term: as_number(f'weights: {term}', weights[term], float) for term in LOSSES if term in weights}
-    if not any(found.values()): raise BadInput('weights: all are zero, so there is nothing to train')
-    return found
+    "Loss terms and weights in the order of LOSSES: a sum rounds by the order of its terms. Raises `BadInput`."
+    if not isinstance(weights, dict):
+        raise BadInput(f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
+    for term in weights:
+        check_choice('weights', term, LOSSES)
+    if not any(weights.values()):
+        raise BadInput('weights: all are zero, so there is nothing to train')
+    return {term: as_declared(f'weights: {term}', weights[term], float, (0., 1e6)) for term in LOSSES if term in weights}
 
 def as_augmentations(names: Any) -> tuple[str, ...]:
-    "Names of augmentations, each once. Raises `BadInput` at one that is not known, or is there twice."
-    if not isinstance(names, (list, tuple)): raise BadInput(f'augmentations: {repr(names)[:80]} is not a list of names')
-    for name in names: check_choice('augmentations', name, AUGMENTATIONS)
-    if len(set(names)) < len(names): raise BadInput(f'augmentations: {", ".join(names)} names one twice')
+    "Names of augmentations. Raises `BadInput` if one is unknown or listed twice."
+    if not isinstance(names, list | tuple):
+        raise BadInput(f'augmentations: {repr(names)[:80]} is not a list of names')
+    for name in names:
+        check_choice('augmentations', name, AUGMENTATIONS)
+    if len(set(names)) < len(names):
+        raise BadInput(f'augmentations: {", ".join(names)} names one twice')
     return tuple(names)
 
-# %% ../nbs/00_config.ipynb #a411bdaf
 def with_types(e: Experiment) -> Experiment:
-    "The same with the types that the fields declare. Raises `BadInput` where a value does not fit its field."
-    if not isinstance(e, Experiment): raise BadInput(f'experiment: {repr(e)[:80]} is none; write Experiment(source, target)')
-    found = {}
-    for f in fields(Experiment):
-        value = getattr(e, f.name)
-        if f.name == 'weights': found[f.name] = as_weights(value)
-        elif f.name == 'augmentations': found[f.name] = as_augmentations(value)
-        elif f.type in (int, float): found[f.name] = as_number(f.name, value, f.type)
-        elif f.type is str: found[f.name] = as_text(f.name, value)
-        elif isinstance(value, bool): found[f.name] = value
-        else: raise BadInput(f'{f.name}: {repr(value)[:80]} is neither True nor False')
-    return Experiment(**found)
+    "The same with the types that the fields declare. Raises `BadInput` if a value does not fit its field."
+    if not isinstance(e, Experiment):
+        raise BadInput(f'experiment: {repr(e)[:80]} is not one; write Experiment(source, target)')
+    plain = {f.name: as_declared(f.name, getattr(e, f.name), f.type, ALLOWED.get(f.name, ()))
+             for f in fields(e) if f.type in KINDS}
+    return Experiment(**plain, weights=as_weights(e.weights), augmentations=as_augmentations(e.augmentations))
+
+# %% ../nbs/00_config.ipynb #a411bdaf
+def contradictions(e: Experiment) -> dict[str, bool]: # message -> whether it applies
+    "How two fields of an experiment can contradict each other."
+    setup = SETUPS[e.setup]
+    both = setup.source and setup.target
+    compared = ', '.join(term for term in e.weights if term in COMPARING)
+    return {f'target: {e.target} is the source, too; its labels would be trained on, so name another corpus':
+                e.source == e.target,
+            f'fold: {e.fold} is not one of the {e.folds} folds, 0 to {e.folds - 1}': e.fold >= e.folds,
+            f'weights: {compared} compares two corpora, and {e.setup} trains on one; use another setup':
+                bool(compared) and not both,
+            f'selection: {e.selection} needs unlabelled target audio, and {e.setup} has none; use valid_war':
+                e.selection != 'valid_war' and (not both or setup.target_labels),
+            'views: the contrastive term needs at least 2': 'contrastive' in e.weights and e.views < 2,
+            'augmentations: further views need at least one': e.views > 1 and not e.augmentations}
 
 def check_experiment(e: Experiment) -> Experiment: # with the types that the fields declare
-    "Raise `BadInput` where a field of `e` is invalid, or two contradict each other."
+    "Raise `BadInput` if a field of `e` is invalid, or two contradict each other."
     e = with_types(e)
-    for name, choices in (('setup', SETUPS), ('protocol', PROTOCOLS), ('objective', OBJECTIVES), ('selection', SELECTIONS)):
-        check_choice(name, getattr(e, name), choices)
-    setup = SETUPS[e.setup]
-    if e.source == e.target:
-        raise BadInput(f'target: {e.target} is the source, too; its labels would be trained on, so name another corpus')
-    if e.fold >= e.folds: raise BadInput(f'fold: {e.fold} is not one of the {e.folds} folds, 0 to {e.folds - 1}')
-    if not (setup.source and setup.target):
-        for term in e.weights:
-            if term in COMPARING:
-                raise BadInput(f'weights: {term} compares two corpora, and {e.setup} trains on one; use another setup')
-    if e.selection != 'valid_war' and not (setup.source and setup.target and not setup.target_labels):
-        raise BadInput(f'selection: {e.selection} looks at unlabelled target audio, and {e.setup} has none; use valid_war')
-    if 'contrastive' in e.weights and e.views < 2: raise BadInput('views: the contrastive term needs at least 2')
-    if e.views > 1 and not e.augmentations: raise BadInput('augmentations: further views need at least one')
-    if e.warm_start and e.freeze_encoder: raise BadInput('warm_start: a frozen encoder cannot be trained; thaw it, or use 0')
-    if e.warm_start and e.objective == 'ptapt' and e.warm_start < 3:
-        raise BadInput(f'warm_start: {e.warm_start} epochs are too few for ptapt, which needs 3')
+    for message, applies in contradictions(e).items():
+        if applies:
+            raise BadInput(message)
     return e
 
 # %% ../nbs/00_config.ipynb #b59ab0c1
-def content_hash(value) -> str: # 12 hexadecimal digits
-    "A hash of anything that JSON can write, independent of the order of keys."
+def content_hash(value: Any) -> str: # 12 hexadecimal digits
+    "A hash of anything that JSON can write, independent of the order of keys. Raises `ValueError` at NaN."
     text = json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def method_name(weights: dict) -> str: # a key of METHODS, or the weights spelt out
     "What a table calls these weights."
-    known = {content_hash(w): name for name, w in METHODS.items()}
-    return known.get(content_hash(weights), ' + '.join(f'{w:g} {term}' for term, w in sorted(weights.items())))
+    names = {content_hash(named): name for name, named in METHODS.items()}
+    spelt_out = ' + '.join(f'{weight:g} {term}' for term, weight in sorted(weights.items()))
+    return names.get(content_hash(weights), spelt_out)
 
-def describe(e: Experiment) -> str: # the method's name, and what else is switched on
+def describe(e: Experiment) -> str: # the method's name, and the options that are on
     "What a table calls an experiment's method."
-    extras = {'standardised': e.standardise, f'{e.objective} {e.warm_start}': e.warm_start, f'by {e.selection}': e.selection != 'valid_war'}
-    return ', '.join([method_name(e.weights), *(name for name, used in extras.items() if used)])
+    options = {'standardised': e.standardise, f'by {e.selection}': e.selection != 'valid_war'}
+    return ', '.join([method_name(e.weights), *(name for name, used in options.items() if used)])
 
-def check_fields(given, what: str = 'settings') -> None:
-    "Raise `BadInput`, naming the nearest, at a name that is no field of an experiment."
-    for name in given: check_choice(what, name, [f.name for f in fields(Experiment)])
+def check_fields(names, what: str = 'settings') -> None:
+    "Raise `BadInput`, naming the nearest, at a name that is not a field of an experiment."
+    for name in names:
+        check_choice(what, name, [f.name for f in fields(Experiment)])
 
-def from_dict(d: dict) -> Experiment:
-    "The experiment that `asdict` wrote, as JSON brings it back. Raises `BadInput` where a field is missing, unknown or invalid."
-    if not isinstance(d, dict): raise BadInput(f'experiment: {repr(d)[:80]} is not a mapping of fields to values')
-    check_fields(d, 'experiment')
-    if missing := [f.name for f in fields(Experiment) if f.name not in d]:
+def from_dict(values: dict) -> Experiment:
+    "The experiment that `asdict` wrote, read back from JSON. Raises `BadInput` at a missing, unknown or invalid field."
+    if not isinstance(values, dict):
+        raise BadInput(f'experiment: {repr(values)[:80]} is not a mapping of fields to values')
+    check_fields(values, 'experiment')
+    missing = [f.name for f in fields(Experiment) if f.name not in values]
+    if missing:
         raise BadInput(f'experiment: has no {", no ".join(missing)}; it was written by another version of cdser')
-    return check_experiment(Experiment(**d))
+    return check_experiment(Experiment(**values))
 
 # %% ../nbs/00_config.ipynb #6565caaa
 ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
         ('labelled_target', 'proposed'), ('target_only', 'emotion_only')) # (setup, method) of the main table
 ABLATIONS = ('no_augmentation', 'no_contrastive', 'no_information')
 
+def spread(e: Experiment) -> Experiment:
+    "The same on the fold that its seed tests, so that as many seeds as folds test every target speaker once."
+    return replace(e, fold=e.seed % e.folds)
+
 def main_experiments(pairs: list[tuple[str, str]], # (source, target)
-                     seeds: int,                   # how many; seed s tests fold s modulo the folds; 0: one for each fold
-                     plans: dict[str, dict] = {},  # target -> fields of Experiment that say how it is tested on
+                     seeds: int,                   # how many; seed s tests fold s modulo the folds; 0: one per fold
+                     plans: dict[str, dict] | None = None, # target -> fields of Experiment for its test protocol
                      rows=ROWS,                    # (setup, method)
                      **settings,                   # other fields of Experiment
                     ) -> list[Experiment]:
-    "Every row of the main table, for every pair and seed."
+    "Every row of the main table, for every pair and seed. Raises `BadInput`."
     check_fields(settings)
-    if type(seeds) is not int or not 0 <= seeds <= 10**6: raise BadInput(f'seeds: {seeds!r} is not a whole number from 0')
-    planned = [Experiment(s, t, setup, METHODS[method], **{**settings, **plans.get(t, {})}) for s, t in pairs for setup, method in rows]
+    as_declared('seeds', seeds, int, (0, 10**6))
+    planned = [Experiment(source, target, setup, METHODS[method], **{**settings, **(plans or {}).get(target, {})})
+               for source, target in pairs for setup, method in rows]
     return [check_experiment(spread(replace(e, seed=seed))) for e in planned for seed in range(seeds or e.folds)]
 
-def ablation_experiments(pairs, seeds: int, plans: dict[str, dict] = {}, **settings) -> list[Experiment]:
-    "The rows that the ablation adds to the main table."
+def ablation_experiments(pairs, seeds: int, plans: dict[str, dict] | None = None, **settings) -> list[Experiment]:
+    "The rows that the ablation adds to the main table; arguments as of `main_experiments`."
     return main_experiments(pairs, seeds, plans, [('unlabelled_target', method) for method in ABLATIONS], **settings)
-
-def spread(e: Experiment) -> Experiment:
-    "The same on the fold that its seed is to test, so that as many seeds as folds test every target speaker once."
-    return replace(e, fold=e.seed % e.folds)
 
 # %% ../nbs/00_config.ipynb #60b1352b
 @dataclass(frozen=True)
@@ -275,11 +314,14 @@ PROFILES = {
 
 # %% ../nbs/00_config.ipynb #f19fb8b6
 def parse_pairs(pairs: str) -> list[tuple[str, str]]: # (source, target)
-    "Read 'a>b,b>a'. Raises `BadInput` where a pair is not two different names joined by '>'."
-    if not isinstance(pairs, str): raise BadInput(f"pairs: {pairs!r} is not text; write 'emodb>urdu,urdu>emodb'")
-    found = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]
-    for pair in found:
+    "Read 'a>b,b>a'. Raises `BadInput` unless each pair is two different names joined by '>'."
+    example = "write 'emodb>urdu,urdu>emodb'"
+    if not isinstance(pairs, str):
+        raise BadInput(f'pairs: {pairs!r} is not text; {example}')
+    parsed = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]
+    if not parsed:
+        raise BadInput(f'pairs: none given; {example}')
+    for pair in parsed:
         if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:
-            raise BadInput(f"pairs: {'>'.join(pair)!r} is not two corpora joined by '>'; write 'emodb>urdu,urdu>emodb'")
-    if not found: raise BadInput("pairs: none given; write 'emodb>urdu,urdu>emodb'")
-    return found
+            raise BadInput(f"pairs: {'>'.join(pair)!r} is not two corpora joined by '>'; {example}")
+    return parsed

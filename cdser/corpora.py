@@ -19,8 +19,8 @@ from importlib.resources import files
 from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 import pandas as pd
-from .config import LABELS, BadInput
-from .files import check_component, shown, write_file
+from .config import LABELS, BadInput, check_component, shown
+from .files import write_file
 
 # %% ../nbs/02_corpora.ipynb #d3190eab
 COLUMNS = ('path', 'start', 'end', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id',

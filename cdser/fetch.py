@@ -21,9 +21,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
-from .config import BadInput, check_choice
+from .config import BadInput, check_choice, shown
 from .corpora import released
-from .files import Claim, content_digest, shown, writing
+from .files import content_digest, locked, writing
 
 # %% ../nbs/07_fetch.ipynb #d4078c54
 @dataclass(frozen=True)
@@ -423,15 +423,14 @@ def fetch(name: str,                   # a corpus of ORIGINS
         raise BadInput(f'workers: {shown(workers)} is no number of files; give 1 or more')
     if '\0' in str(folder): raise BadInput(f'folder: {shown(folder)} is no name of a folder')
     check_inside(folder, [PARTIAL])
-    claim, done = Claim(folder / PARTIAL / 'claim'), set()
-    with writing(folder):
-        if not claim.take(): raise BadInput(f'{folder}: another process fetches into it; wait until that has ended')
+    done = set()
+    with writing(folder), locked(folder, wait=False) as held:
+        if not held: raise BadInput(f'{folder}: another process fetches into it; wait until that has ended')
         try:
             missing = find_missing(folder, files, workers)
             if missing and o.archive: fetch_archive(o, folder, missing, progress)
             elif missing: fetch_files(o, folder, missing, workers, progress)
             done = {'member.draft', f'{o.archive}.part', *(f'{path}.part' for path in files)}
         finally:
-            claim.release()
             clear(folder, done)
     return len(missing)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .config import LABELS, BadInput
+from .config import LABELS, BadInput, check_component, shown
 from .corpora import (AUDIO, as_columns, as_path, brief, check_rows, check_table, find_files, read_csv,
                            read_text, tidy, write_csv)
-from .files import build_folder, check_apart, check_component, shown
+from .files import build_folder, check_apart
 
 # %% ../nbs/07_readers.ipynb #5a1e0c06
 def to_table(rows: list[dict] | pd.DataFrame, root: Path, example: str,

@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
-from .config import HIDDEN, LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash
+from .config import HIDDEN, LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash, shown
 from .corpora import AUDIO, Corpus, brief, read_csv, utterance_names
-from .files import shown
 
 # %% ../nbs/04_splits.ipynb #05fa78f8
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
 from .classic import fit_classic
-from .config import (PROFILES, PROTOCOLS, ROWS, SETUPS, BadInput, Experiment, Profile, as_text, check_choice, check_fields,
-                          describe, main_experiments, method_name, parse_pairs)
+from .config import (PROFILES, PROTOCOLS, ROWS, SETUPS, BadInput, Experiment, Profile, as_declared, check_choice,
+                          check_component, check_fields, describe, main_experiments, method_name, parse_pairs, shown)
 from .corpora import Corpus, load_corpus, read_label_map
-from .files import check_apart, check_component, shown, writing
+from .files import check_apart, writing
 from .parts import Recordings, make_parts, open_recordings
 from .runs import best_device, grid, plan_run
 from .splits import check_speakers, plan_folds
@@ -61,7 +61,7 @@ def as_numbers(name: str,
 # %% ../nbs/34_study.ipynb #de307a91
 def as_written(name: str, value) -> str:
     "Text, or the number that YAML made of it. Raises `BadInput` at anything else."
-    return as_text(name, str(value) if type(value) is int else value)
+    return as_declared(name, str(value) if type(value) is int else value, str)
 
 def as_names(name: str,
              given, # 'a,b', or a list of text
@@ -69,7 +69,7 @@ def as_names(name: str,
     "Names, each once. Raises `BadInput` where there are none, or one is not as it should be."
     pieces = given.split(',') if isinstance(given, str) else given
     if not isinstance(pieces, list): raise BadInput(f'{name}: {repr(given)[:80]} is not text; write names, with commas between them')
-    found = [as_text(name, piece.strip() if isinstance(piece, str) else piece) for piece in pieces]
+    found = [as_declared(name, piece.strip() if isinstance(piece, str) else piece, str) for piece in pieces]
     if len(set(found)) < max(1, len(found)): raise BadInput(f'{name}: {repr(given)[:80]} holds no name, or one twice')
     return found
 
@@ -166,7 +166,7 @@ def switched_on(study: Study, name: str, fields) -> list[Experiment]: # none whe
     except BadInput as err: raise BadInput(f'{name}: {err}') from err
     if describe(planned[0]) == 'proposed':
         raise BadInput(f'{name}: {repr(fields)[:80]} switches on nothing that tables have a name for; '
-                       'use standardise, selection or warm_start')
+                       'use standardise or selection')
     return planned
 
 def check_two_speakers(study: Study, experiments: list[Experiment]) -> None:
@@ -174,7 +174,7 @@ def check_two_speakers(study: Study, experiments: list[Experiment]) -> None:
     opened = study.opened(experiments[0].max_seconds)
     for e in experiments:
         parts = make_parts(e, opened[e.source], opened[e.target])
-        on, tested = parts.validated_on, parts.tested_on
+        on, tested = parts.validated_on, parts.corpora[1]
         check_speakers(on.table, parts.valid.rows, f'validation of {on.name} with seed {e.seed}')
         check_speakers(tested.table, parts.test.rows, f'fold {e.fold} of {tested.name}')
 

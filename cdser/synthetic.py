@@ -7,11 +7,11 @@ __all__ = ['STUDIO_A', 'STUDIO_B', 'STUDIOS', 'PHONES', 'TEXTS', 'EFFECTS', 'FRA
            'WINDOW', 'FFT', 'BINS', 'WORDS', 'VERSION', 'Studio', 'label_counts', 'phones_of', 'draw_speakers',
            'draw_performances', 'to_samples', 'draw_durations', 'draw_tracks', 'draw_f0', 'pulse_train',
            'glottal_spectrum', 'vocal_tract', 'short_time', 'overlap_add', 'voice', 'room_response',
-           'microphone_response', 'record', 'generate', 'studio_hash', 'read_record', 'is_written', 'check_generated',
-           'write_files', 'write_studio', 'replace_folder', 'write_studios']
+           'microphone_response', 'record', 'generate', 'studio_hash', 'read_record', 'is_written', 'write_files',
+           'write_studio', 'write_studios']
 
 # %% ../nbs/03_synthetic.ipynb #1a62b4e3
-import hashlib, io, json, os, secrets, shutil, tempfile
+import hashlib, io, json, os, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -19,9 +19,9 @@ import pandas as pd
 import soundfile as sf
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
-from .config import LABELS, SAMPLE_RATE, BadInput
-from .corpora import read_csv, write_csv
-from .files import build_folder, check_component, content_digest, process_name, shown, writing
+from .config import LABELS, SAMPLE_RATE, BadInput, as_path, check_component
+from .corpora import write_csv
+from .files import build_folder, content_digest, locked
 
 # %% ../nbs/03_synthetic.ipynb #3bdcb965
 @dataclass(frozen=True)
@@ -351,25 +351,6 @@ def is_written(studio: Studio, folder: Path) -> bool:
     "Is `folder` this very studio?"
     return read_record(folder).get('hash') == studio_hash(studio)
 
-# %% ../nbs/03_synthetic.ipynb #2f7b1c64
-def check_generated(folder: Path) -> None:
-    "Raise `BadInput` unless a folder holds exactly what was generated into it."
-    def refuse(why):
-        raise BadInput(f'{folder}: another studio is to be written here, but {why}; '
-                       'move it away or choose another root')
-    manifest, vouched = folder / 'manifest.csv', read_record(folder).get('manifest')
-    if os.path.islink(folder) or not os.path.isfile(manifest) or content_digest(manifest) != vouched:
-        refuse('it does not hold a studio as it was generated (its studio.json does not vouch for its manifest.csv)')
-    table = read_csv(manifest, ('path', 'sha256'))
-    generated = dict(zip(table.path, table.sha256))
-    there = {os.path.relpath(os.path.join(top, name), folder)
-             for top, folders, names in os.walk(folder) for name in folders + names}
-    if odd := sorted(there ^ {*generated, 'manifest.csv', 'studio.json', 'audio'}):
-        refuse(f'{shown(odd[0])} was added to it or is gone')
-    changed = [path for path, sha256 in generated.items()
-               if os.path.islink(folder / path) or content_digest(folder / path) != sha256]
-    if changed: refuse(f'{shown(changed[0])} was changed')
-
 # %% ../nbs/03_synthetic.ipynb #a0f022f5
 def write_files(studio: Studio, folder: Path) -> None:
     "Write audio (PCM16 WAV), manifest and record of a studio into an empty folder."
@@ -387,33 +368,14 @@ def write_files(studio: Studio, folder: Path) -> None:
 
 # %% ../nbs/03_synthetic.ipynb #e8494dee
 def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>/<name>
-    "Write a studio whole or not at all, unless it is there. Raises `BadInput` over a folder that is not as generated."
-    folder = Path(root) / check_component('name', studio.name)
-    if is_written(studio, folder) or build_folder(folder, lambda draft: write_files(studio, draft)): return folder
-    if is_written(studio, folder): return folder # somebody else was first
-    check_generated(folder)
-    drafts = (f'.draft-{process_name()}-{secrets.token_hex(4)}' for _ in range(2)) # swept, should this process die
-    fresh, old = (folder.parent / draft for draft in drafts)
-    try:
-        build_folder(fresh, lambda draft: write_files(studio, draft))
-        with writing(folder): replace_folder(folder, fresh, old)
-    finally: shutil.rmtree(fresh, ignore_errors=True)
+    "Write a studio whole or not at all, unless it is there. Raises `BadInput` if the folder holds something else."
+    folder = as_path('root', root) / check_component('name', studio.name)
+    if not folder.exists():
+        with locked(folder):
+            build_folder(folder, lambda draft: write_files(studio, draft))
+    if not is_written(studio, folder):
+        raise BadInput(f'{folder}: is there already, and holds something else than this studio; move it away or choose another root')
     return folder
-
-def replace_folder(folder: Path, fresh: Path, old: Path) -> None:
-    "Put `fresh` in the place of a generated `folder`, which is `old` meanwhile; one that was changed just now is kept."
-    try: os.rename(folder, old)
-    except FileNotFoundError: pass # somebody else replaces it
-    else:
-        try: check_generated(old)
-        except BadInput:
-            beside = folder.with_name(f'{folder.name}-{old.name[-8:]}')
-            os.rename(old, beside if os.path.lexists(folder) else folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    try: os.rename(fresh, folder)
-    except OSError:
-        if not os.path.lexists(folder): raise # else somebody else was first
 
 def write_studios(root: str | Path, **overrides) -> list[Path]: # the folders of studio_a and studio_b
     "Write both studios, with fields of `Studio` replaced where given (such as `utterances=96`)."

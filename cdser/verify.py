@@ -21,10 +21,10 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from .audio import in_threads, read_each
-from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice
+from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, shown
 from .corpora import (AUDIO, COLUMNS, Corpus, as_path, brief, check_table, doubts, find_files, read_corpus,
                            read_csv, read_label_map, released, shipped, utterance_names, write_csv)
-from .files import content_digest, shown
+from .files import content_digest
 from .readers import READERS
 from .splits import (PARTS, ROLES, Finding, Split, as_splits, corpus_findings, findings, freeze, overlap,
                           plan_folds, read_frozen, source_split, speaker_confound, split_corpus, split_hash)
@@ -93,7 +93,7 @@ def inspect_recording(path: Path,
             facts.append(UNREAD | dict(sha256=digest, wrong=(kind, why)))
         else:
             drawn = None if reading.wrong else sketch(reading.samples)
-            facts.append(dict(sha256=digest, seconds=reading.frames / reading.rate, rate=reading.rate,
+            facts.append(dict(sha256=digest, seconds=reading.seconds, rate=reading.rate,
                               clipped=reading.clipped, sketch=drawn, wrong=reading.wrong))
     return facts
 

@@ -69,7 +69,7 @@ def finished(child: int) -> bool:
 def leftovers(store: Path) -> list[str]:
     "Whatever is neither a run nor audio that runs need."
     odd = [path for path in store.rglob('*') if '.draft-' in path.name
-           or {'.claims', '.unfinished'} & set(path.parent.relative_to(store).parts)]
+           or '.unfinished' in path.parent.relative_to(store).parts]
     return [path.relative_to(store).as_posix() for path in odd]
 
 

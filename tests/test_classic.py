@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 import cdser.classic
-from cdser.audio import open_store
+from cdser.audio_store import open_store
 from cdser.classic import NORMS, classic_predictions, extractor, fit_classic, functionals, functionals_file, read_functionals, released_functionals
 from cdser.config import LABELS, SETUPS, BadInput, Experiment
 from cdser.corpora import load_corpus

@@ -79,7 +79,7 @@ LONG = 'x' * 300
     (('split', 'studio_a', '{}', '{}/s.csv', '--label-map', '{}/none.csv'), 'there is no such file'),
     (('verify', 'studio_a', ''), 'is no path'),
     (('verify', 'studio_a'), 'the following arguments are required: root'),
-    (('audit', 'up/studio_a', '{}'), 'holds a separator'),
+    (('audit', 'up/studio_a', '{}'), 'is not a plain name'),
     (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/x.csv'), 'x.csv is the file of --findings, too'),
     (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/audio/../x.csv'), 'x.csv is the file of --findings, too'),
     (('verify', 'studio_a', '{}', '--findings', '{}/' + LONG), 'argument --findings: '),

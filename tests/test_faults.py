@@ -6,7 +6,6 @@ import os
 import random
 import resource
 import shutil
-import stat
 import sys
 import tempfile
 import warnings
@@ -22,15 +21,15 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 from transformers.utils import logging as transformers_logging
 
-import cdser.checkpoints
+import cdser.compute
 import cdser.model
 import cdser.parts
-import cdser.runs
+import cdser.store
 import cdser.train
-from cdser.checkpoints import Checkpoints
 from cdser.config import BadInput, from_dict
 from cdser.encoder import NANO
-from cdser.runs import RunStore, fit, grid, recognise, records
+from cdser.runs import fit, grid, recognise, records
+from cdser.store import Checkpoints, RunStore
 from kills import digests, leftovers
 from tiny import OTHER, TINY, id_of, ids, prepared
 
@@ -68,7 +67,7 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
 
 
 def nothing_half_written(folder: Path) -> bool:
-    return not [path for path in folder.rglob('*') if '.draft-' in path.name or '.claims' in path.parts[:-1]]
+    return not [path for path in folder.rglob('*') if '.draft-' in path.name]
 
 
 # ---- no room
@@ -94,7 +93,7 @@ def test_a_limit_at_decoding_or_writing_is_one_error_and_leaves_nothing(tmp_path
 def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monkeypatch, undisturbed):
     monkeypatch.setattr(Checkpoints, 'due', True)
     def refuse(path, content): raise BadInput(f'{path}: cannot be written (no room)')
-    monkeypatch.setattr(cdser.checkpoints, 'write_file', refuse)
+    monkeypatch.setattr(cdser.store, 'write_file', refuse)
     with pytest.warns(UserWarning, match='no checkpoint can be written, so the training goes on without'):
         assert digests(run(LONGER, runs_dir).folder) == undisturbed
 
@@ -102,7 +101,7 @@ def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monk
 @pytest.mark.parametrize('what', ['np.save', 'save_stock', 'write_digests'])
 def test_no_room_for_a_run_loses_no_training(runs_dir, monkeypatch, steps, undisturbed, what):
     monkeypatch.setattr(Checkpoints, 'due', True)
-    place = {'np.save': 'numpy.save', 'write_digests': 'cdser.store.write_digests'}.get(what, f'cdser.runs.{what}')
+    place = {'np.save': 'numpy.save', 'write_digests': 'cdser.store.write_digests', 'save_stock': 'cdser.compute.save_stock'}[what]
     with monkeypatch.context() as patched:
         patched.setattr(place, full)
         with pytest.raises(BadInput, match=r'cannot be written \(No space left on device\); make room') as err:
@@ -136,81 +135,21 @@ def spoilt(content: bytes, how: str) -> bytes:
 
 @pytest.fixture
 def unfinished(runs_dir, monkeypatch) -> Path:
-    "The folder of a checkpoint of LONGER, which was stopped."
+    "The checkpoint of LONGER, which was stopped."
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, 'due', True)
-        patched.setattr(cdser.runs, 'tell', full)
-        with pytest.raises(OSError): run(LONGER, runs_dir)
-    folder, = (runs_dir / '.unfinished').iterdir()
-    return folder
-
-
-def renamed(path: Path) -> Path:
-    "As its content says."
-    import hashlib
-    return path.rename(path.with_name(hashlib.sha256(path.read_bytes()).hexdigest() + '.safetensors'))
+        patched.setattr(cdser.compute, 'classify', full)
+        with pytest.raises(OSError):
+            run(LONGER, runs_dir)
+    file, = (runs_dir / '.unfinished').iterdir()
+    return file
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'empty', 'zeroed'])
-def test_an_altered_checkpoint_is_not_believed(unfinished, runs_dir, undisturbed, steps, how):
-    path, = unfinished.iterdir()
-    path.write_bytes(spoilt(path.read_bytes(), how))
-    if how in ('cut', 'empty'): renamed(path) # it says itself that it is whole
+def test_an_altered_checkpoint_is_not_used(unfinished, runs_dir, undisturbed, steps, how):
+    unfinished.write_bytes(spoilt(unfinished.read_bytes(), how))
     again = run(LONGER, runs_dir)
     assert len(steps) == 18 and digests(again.folder) == undisturbed and not leftovers(runs_dir)
-
-
-def put(folder: Path, **facts) -> None:
-    "A checkpoint that is whole and holds something else."
-    from safetensors.torch import save
-    path = folder / 'new'
-    said = json.dumps(dict(about=dict(id=folder.name), **facts))
-    path.write_bytes(save({'model.x': torch.zeros(2)}, {'facts': said}))
-    renamed(path)
-
-
-@pytest.mark.parametrize('facts', [{}, dict(epoch=0), dict(epoch='x', step=0, audio_seconds=0., seconds=0., history=[],
-                                                           best=0., best_epoch=0)])
-def test_a_checkpoint_of_another_training_is_one_error(unfinished, runs_dir, facts):
-    for path in unfinished.iterdir(): path.unlink()
-    put(unfinished, **facts)
-    with pytest.raises(BadInput, match='holds a checkpoint of another training .*; remove the folder') as err:
-        run(LONGER, runs_dir)
-    assert str(unfinished) in str(err.value)
-    shutil.rmtree(unfinished)
-    run(LONGER, runs_dir)
-
-
-ODD = {'a folder': lambda path: path.mkdir(), 'a pipe': os.mkfifo,
-       'a dangling link': lambda path: path.symlink_to('absent'),
-       'a link to a device': lambda path: path.symlink_to('/dev/zero'),
-       'a list': lambda path: path.write_bytes(b'\x02' + bytes(7) + b'[]'),
-       'depth': lambda path: path.write_bytes((200_000).to_bytes(8, 'little') + b'[' * 200_000),
-       'metadata of numbers': lambda path: path.write_bytes(b'\x14' + bytes(7) + b'{"__metadata__": 12}')}
-
-
-@pytest.mark.parametrize('what', ODD)
-def test_an_odd_file_among_checkpoints_is_passed_over(tmp_path, what):
-    path = tmp_path / ('0' * 64 + '.safetensors')
-    ODD[what](path)
-    if stat.S_ISREG(path.lstat().st_mode): renamed(path)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.load() is None
-    checkpoints.save({'x': torch.zeros(1)}, {})
-    assert checkpoints.load() is not None
-    checkpoints.clear()
-    assert checkpoints.load() is None
-
-
-def test_what_a_kill_leaves_of_a_checkpoint_goes_with_the_next(tmp_path):
-    torn, note = tmp_path / f'.{"a" * 64}.safetensors-01234567', tmp_path / '.note'
-    for path in (torn, note): path.write_bytes(b'x')
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save({'x': torch.zeros(1)}, {})
-    assert not torn.exists() and note.exists()
-    torn.write_bytes(b'x')
-    checkpoints.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ['.note']
 
 
 # ---- a folder that may not be written to
@@ -288,15 +227,14 @@ def new_encoder(folder: Path, seed: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('warm_start', [0, 1])
 @pytest.mark.parametrize('back', [False, True])
-def test_an_encoder_that_is_replaced_before_it_is_loaded_is_an_error(runs_dir, tmp_path, monkeypatch, back, warm_start):
-    "Even where the first one is back in its place afterwards; the warm start loads it a second time."
+def test_an_encoder_that_is_replaced_before_it_is_loaded_is_an_error(runs_dir, tmp_path, monkeypatch, back):
+    "Even if the first one is back in its place afterwards."
     first, second = (new_encoder(tmp_path / name, seed) for seed, name in enumerate(('first', 'second')))
     real, loaded = cdser.model.load_backbone, []
     def load(name, *expected):
         loaded.append(name)
-        if len(loaded) <= warm_start: return real(name, *expected)
+        if len(loaded) == 1: return real(name, *expected)
         first.rename(tmp_path / 'aside')
         shutil.copytree(second, first)
         try: return real(name, *expected)
@@ -306,9 +244,9 @@ def test_an_encoder_that_is_replaced_before_it_is_loaded_is_an_error(runs_dir, t
                 (tmp_path / 'aside').rename(first)
     monkeypatch.setattr(cdser.model, 'load_backbone', load)
     with pytest.raises(BadInput, match='encoder: .*when the work began; start again'):
-        run(replace(TINY, encoder=str(first), warm_start=warm_start), runs_dir)
+        run(replace(TINY, encoder=str(first)), runs_dir)
     assert nothing_half_written(runs_dir)
-    assert not RunStore(runs_dir).runs() and not RunStore(runs_dir / 'encoders').runs()
+    assert not RunStore(runs_dir).runs()
 
 
 def test_a_recording_that_is_replaced_before_it_is_decoded_is_an_error(tmp_path, monkeypatch):
@@ -318,7 +256,7 @@ def test_a_recording_that_is_replaced_before_it_is_decoded_is_an_error(tmp_path,
         first.write_bytes(second.read_bytes())
         return real(*args, **kwargs)
     monkeypatch.setattr(cdser.parts, 'open_store', open_store)
-    with pytest.raises(BadInput, match=f'{first.name}: changed while it was read'):
+    with pytest.raises(BadInput, match='recordings changed while they were read'):
         run(TINY, tmp_path / 'runs', tmp_path / 'corpora')
     assert nothing_half_written(tmp_path / 'runs') and not RunStore(tmp_path / 'runs').runs()
 
@@ -374,12 +312,12 @@ def test_in_a_grid_the_error_is_the_same(runs_dir):
 
 @pytest.mark.parametrize('which', [0, 1])
 def test_predictions_that_are_no_numbers_are_not_stored(runs_dir, monkeypatch, which):
-    real = cdser.runs.predict
+    real = cdser.compute.predict
     def predict(*args, **kwargs):
         said = real(*args, **kwargs)
         said[which][3] = np.nan
         return said
-    monkeypatch.setattr(cdser.runs, 'predict', predict)
+    monkeypatch.setattr(cdser.compute, 'predict', predict)
     with pytest.raises(BadInput, match='the trained model says NaN') as err: run(TINY, runs_dir)
     assert 'batch: studio_a/' in str(err.value) and not RunStore(runs_dir).runs() and not leftovers(runs_dir)
 
@@ -402,7 +340,6 @@ def world() -> dict:
 
 WAYS = {'fit': lambda runs_dir: run(TINY, runs_dir),
         'a run that is there': lambda runs_dir: run(TINY, prepared() / 'runs'),
-        'a warm start': lambda runs_dir: run(replace(TINY, warm_start=1), runs_dir),
         'grid': lambda runs_dir: grid([TINY, OTHER], corpora(), runs_dir, 'cpu', workers=1),
         'grid of two': lambda runs_dir: grid([TINY, OTHER], corpora(), runs_dir, 'cpu', workers=2),
         'a refusal': lambda runs_dir: run(replace(TINY, source='absent'), runs_dir),

@@ -26,7 +26,7 @@ from cdser import fetch as fetching
 from cdser.config import BadInput
 from cdser.corpora import load_corpus, released
 from cdser.fetch import ORIGINS, PARTIAL, Origin, ask, check_address, fetch, find_members, list_origins, origin, terms, unpack
-from cdser.files import Claim, this_machine
+from cdser.files import locked
 
 CORPORA = {'iemocap', 'msp_improv', 'msp_podcast', 'cremad', 'ravdess', 'emodb', 'savee', 'tess', 'nemo', 'urdu', 'esd', 'shemo'}
 
@@ -362,7 +362,6 @@ def test_what_a_killed_fetch_left_behind_goes(tones, server, tmp_path):
     get(tmp_path)
     (tmp_path / PARTIAL / 'samples').mkdir(parents=True)
     (tmp_path / PARTIAL / 'samples' / 'a.wav.part').write_bytes(b'half')
-    (tmp_path / PARTIAL / 'claim').write_text(f'{this_machine()}-99999999-5') # no process has such a number
     assert get(tmp_path) == 0 and held(tmp_path) == tones
 
 
@@ -542,11 +541,9 @@ def test_what_a_server_says_of_the_length_is_not_believed(tones, server, tmp_pat
 
 
 def test_of_two_that_fetch_into_one_folder_the_second_waits(tones, server, tmp_path):
-    claim = Claim(tmp_path / PARTIAL / 'claim')
-    assert claim.take()
-    with pytest.raises(BadInput, match='another process fetches into it; wait until that has ended'): get(tmp_path)
+    with locked(tmp_path):
+        with pytest.raises(BadInput, match='another process fetches into it; wait until that has ended'): get(tmp_path)
     assert not server.asked
-    claim.release()
     assert get(tmp_path) == len(tones) and held(tmp_path) == tones
 
 

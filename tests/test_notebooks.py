@@ -167,7 +167,7 @@ WRONG = dict( # parameter -> what it may not be
     encoder=('no/such/folder', None, 3, ['nano'], {}), seeds=AMOUNTS, epochs=AMOUNTS, protocol=('kfold', 5, None, [], 'frozen'),
     label_map=('absent.csv', 7, None, ['map.csv'], '.', 'README.md'), runs_dir=FOLDERS, figures_dir=FOLDERS,
     device=('tpu', None, 0, '', ['cpu']),
-    settings=('epochs', [1], {'temprature': 1}, {1: 2}, {'seed': 3}, {'views': 'x'}, {'standardise': True}, {'warm_start': 3},
+    settings=('epochs', [1], {'temprature': 1}, {1: 2}, {'seed': 3}, {'views': 'x'}, {'standardise': True},
               {'augmentations': 'noise'}, {'weights': {}}, {'profile': 'demo'}, {'temperature': -1}, {'selection': 'im_score'}))
 FACTORS = ('0', '', None, 'x', -1, '1,,2', '2,2', [], {}, True, 'nan', 'inf', '1e9')
 OF_ONE = {'90_reproduce': {},
@@ -177,7 +177,7 @@ OF_ONE = {'90_reproduce': {},
               corpora=('studio_a', 'studio_a,,studio_b', 'studio_a,studio_a', 5, None, [], {}, 'studio_a>studio_b,b', ['studio_a', 3], '../a,studio_b'),
               best=(None, 'standardise', ['standardise'], {'standardise': 'yes'}, {'standardise': False}, {'standardize': True}, {'temperature': .2},
                     {'seed': 1}, {'selection': 'best'})),
-          '94_rivals': dict(warm=(-1, 0, 2, '6', None, 1.5, True, [6], 10**9)),
+          '94_rivals': {},
           '95_claims': dict(train=('no', 'False', 1, 0, None, []))}
 
 
@@ -207,7 +207,7 @@ def test_a_wrong_parameter_is_named_before_anything_is_trained(ends, notebook):
 @pytest.mark.parametrize('notebook, parameters', [
     ('91_target_labels', dict(shots=4)), ('91_target_labels', dict(shots=[1, 4])), ('92_loss_weights', dict(factors='1,10', fine='10')),
     ('92_loss_weights', dict(temperatures=.1)), ('93_corpora_matrix', dict(best={})), ('93_corpora_matrix', dict(corpora=['studio_a', 'studio_b'])),
-    ('93_corpora_matrix', dict(best=dict(warm_start=3))), ('94_rivals', dict(warm=3, settings=dict(objective='ptapt'))),
+    ('93_corpora_matrix', dict(best=dict(standardise=True))),
     ('90_reproduce', dict(protocol='leave_one_session_out', device='cpu')), ('90_reproduce', dict(settings=None))])
 def test_a_parameter_may_be_what_papermill_makes_of_it(ends, notebook, parameters):
     assert ends(notebook, **parameters) == 'Trained'

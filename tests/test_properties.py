@@ -1,9 +1,4 @@
 "What has to hold for whatever comes: predictions, augmentations, splits, hidden labels, ids, files."
-import hashlib
-import os
-import sys
-import threading
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,22 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import cdser.encoder
-import cdser.files
 import cdser.runs
 from cdser.audio import SHORTEST
-from cdser.batches import few_labels, visible_labels
-from cdser.config import (ABLATIONS, AUGMENTATIONS, HIDDEN, LABELS, METHODS, OBJECTIVES, PROTOCOLS, RIVALS, SAMPLE_RATE, SELECTIONS, SETUPS,
-                          BadInput, Experiment, check_experiment, content_hash)
+from cdser.batches import InMemory, few_labels, visible_labels
+from cdser.config import (HIDDEN, LABELS, METHODS, SAMPLE_RATE, SETUPS,
+                          BadInput, Experiment, check_experiment)
 from cdser.corpora import Corpus, check_table
-from cdser.files import Claim, build_folder, content_digests, process_name, this_machine, write_file
-from cdser.identity import deciding
 from cdser.model import build
 from cdser.parts import Recordings, make_parts
-from cdser.runs import InMemory, recognise
+from cdser.runs import recognise
 from cdser.train import predict
 
 LEAST = int(SHORTEST * SAMPLE_RATE) # samples of the shortest recording that is read
@@ -149,165 +141,3 @@ def test_no_label_that_a_setup_hides_reaches_training_for_any_two_corpora(source
         if r.domain == 0 or s.target_labels: assert visible.all()
         elif s.shots: assert all(visible[labels == c].sum() == min(shots, (labels == c).sum()) for c in range(len(LABELS)))
         else: assert not visible.any()
-
-
-# ---- ids
-
-def number(low, high, whole=False):
-    return st.integers(low, high) if whole else st.floats(low, high).map(lambda x: round(x, 6))
-
-
-FIELDS = dict(source=st.sampled_from(('a', 'c')), target=st.sampled_from(('b', 'd')), setup=st.sampled_from(tuple(SETUPS)),
-              weights=st.sampled_from([METHODS[name] for name in ('proposed', 'emotion_only', *ABLATIONS, *RIVALS, 'supervised', 'prior_aware')]),
-              seed=number(0, 99, True), fold=number(0, 2, True), folds=number(3, 9, True), protocol=st.sampled_from(PROTOCOLS), disjoint_texts=st.booleans(),
-              validation=number(.1, .5), shots=number(1, 16, True), encoder=st.sampled_from(('nano', 'some/encoder')), freeze_front_end=st.booleans(),
-              freeze_encoder=st.booleans(), projection=number(8, 256, True), warm_start=number(0, 9, True), objective=st.sampled_from(OBJECTIVES),
-              standardise=st.booleans(), views=number(1, 4, True), augmentations=st.lists(st.sampled_from(AUGMENTATIONS), min_size=1, unique=True).map(tuple),
-              temperature=number(.01, 1), confidence=number(.1, .99), epochs=number(1, 20, True), epoch_steps=number(0, 60, True), selection=st.sampled_from(SELECTIONS),
-              patience=number(1, 20, True), batch_seconds=number(1, 99), encoder_lr=number(1e-5, .1), head_lr=number(1e-5, .1), warmup=number(0, 1),
-              weight_decay=number(0, 1), clip_norm=number(.1, 9), max_seconds=number(1, 30))
-
-
-def test_no_field_of_an_experiment_is_left_out_here():
-    assert list(FIELDS) == [f.name for f in fields(Experiment)]
-
-
-NO_PART = dict( # field -> whether it plays no part in a run
-    source=lambda e: True, target=lambda e: True, encoder=lambda e: True, # these count by their content
-    shots=lambda e: e.setup != 'few_shot', objective=lambda e: e.warm_start == 0, augmentations=lambda e: e.views == 1,
-    temperature=lambda e: not {'contrastive', 'supervised_contrastive'} & set(e.weights), confidence=lambda e: 'self_training' not in e.weights,
-    freeze_front_end=lambda e: e.freeze_encoder, encoder_lr=lambda e: e.freeze_encoder)
-
-
-@some(200)
-@given(data=st.data(), field=st.sampled_from(tuple(FIELDS)), chosen=st.fixed_dictionaries(
-    {name: FIELDS[name] for name in ('setup', 'weights', 'warm_start', 'objective', 'views', 'freeze_encoder')}))
-def test_what_decides_a_run_changes_with_every_field_that_matters_and_with_no_other(data, field, chosen):
-    try: e = check_experiment(Experiment('a', 'b', **chosen))
-    except BadInput: assume(False)
-    try: changed = check_experiment(replace(e, **{field: data.draw(FIELDS[field])}))
-    except BadInput: assume(False)
-    assume(changed != e)
-    assert (content_hash(deciding(changed)) == content_hash(deciding(e))) == (field in NO_PART and NO_PART[field](e))
-
-
-@some()
-@given(chosen=st.fixed_dictionaries({}, optional={name: values for name, values in FIELDS.items() if name not in ('source', 'target')}))
-def test_equal_values_decide_the_same_whatever_their_types(chosen):
-    try: e = check_experiment(Experiment('a', 'b', **chosen))
-    except BadInput: assume(False)
-    def otherwise(value):
-        if isinstance(value, bool): return value
-        if isinstance(value, int): return np.int64(value)
-        if isinstance(value, float): return int(value) if value.is_integer() else np.float64(value)
-        if isinstance(value, tuple): return list(value)
-        return dict(reversed([(k, otherwise(v)) for k, v in value.items()])) if isinstance(value, dict) else value
-    same = Experiment(**{name: otherwise(value) for name, value in asdict(e).items()})
-    assert content_hash(deciding(same)) == content_hash(deciding(e))
-
-
-@some(40)
-@given(rows=PEOPLE, at=st.integers(0, 99), column=st.sampled_from(('label', 'speaker', 'session', 'text_id', 'path', 'gender', 'emotion', 'sha256', 'files', 'name')))
-def test_a_corpus_counts_by_its_recordings_labels_and_what_splits_are_made_of(rows, at, column):
-    corpus, files = corpus_of(rows)
-    at, table, changed, name = at % len(rows), corpus.table.copy(), list(files), corpus.name
-    if column == 'files': changed[at] += 'x'
-    elif column == 'name': name = 'other'
-    else: table.loc[at, column] = 'another' if column != 'label' else LABELS[(LABELS.index(table.label[at]) + 1) % 4]
-    one, two = Recordings(corpus, None, files), Recordings(Corpus(name, Path('elsewhere'), table), None, changed)
-    assert (one.digest == two.digest) == (column in ('gender', 'emotion', 'sha256', 'name'))
-
-
-# ---- files that several threads are at
-
-def at_once(tasks: list) -> list:
-    "What each answers or raises, all started together."
-    answers, gate = [None] * len(tasks), threading.Barrier(len(tasks))
-    def work(i):
-        gate.wait()
-        try: answers[i] = tasks[i]()
-        except Exception as err: answers[i] = err # noqa: BLE001 (it is looked at below)
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(tasks))]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-    return answers
-
-
-@some(10)
-@given(sizes=st.lists(st.integers(1, 300_000), min_size=2, max_size=6), removes=st.booleans())
-def test_a_file_that_many_write_is_always_one_of_theirs_and_whole(tmp_path_factory, sizes, removes):
-    folder = tmp_path_factory.mktemp('file')
-    path, contents = folder / 'a.txt', [str(i) * size for i, size in enumerate(sizes)]
-    write_file(path, contents[0])
-    def write(content): return lambda: [write_file(path, content) for _ in range(5)] and 'written'
-    def read(): return {path.read_text() for _ in range(40)} <= set(contents)
-    assert at_once([*map(write, contents), read, read]) == ['written'] * len(sizes) + [True, True]
-    assert path.read_text() in contents and [path.name for path in folder.iterdir()] == ['a.txt']
-
-
-@some(15)
-@given(fails=st.lists(st.booleans(), min_size=2, max_size=8))
-def test_a_folder_that_many_build_is_built_once_and_whole(tmp_path_factory, fails):
-    place = tmp_path_factory.mktemp('folder') / 'deep' / 'built'
-    def build(i, fail):
-        def write(draft):
-            (draft / 'first').write_text(str(i))
-            if fail: raise KeyError(i)
-            (draft / 'last').write_text(str(i))
-        return lambda: build_folder(place, write)
-    said = at_once([build(i, fail) for i, fail in enumerate(fails)])
-    made = [i for i, answer in enumerate(said) if answer is True]
-    assert len(made) == (not all(fails)) and all(fails[i] for i, answer in enumerate(said) if isinstance(answer, Exception))
-    assert all(answer in (True, False) or isinstance(answer, KeyError) for answer in said)
-    if made: assert [(place / name).read_text() for name in ('first', 'last')] == [str(made[0])] * 2
-    assert [path.name for path in place.parent.iterdir()] == ['built'] * len(made)
-
-
-@pytest.fixture
-def eager():
-    "Threads that take turns as often as they can."
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.parametrize('left', ['nothing', 'the claim of a dead process', 'the claim of one that lives'])
-def test_a_claim_is_held_by_one_at_a_time_whatever_is_there_before(tmp_path, left, eager):
-    path = tmp_path / 'x'
-    owner = {'the claim of a dead process': f'{this_machine()}-99999999-5', 'the claim of one that lives': process_name()}.get(left) # no process has such a number
-    for _ in range(100):
-        if owner: path.write_text(owner)
-        def take():
-            claim = Claim(path)
-            return next((claim for _ in range(3) if claim.take()), None)
-        held = [claim for claim in at_once([take] * 6) if claim]
-        assert len(held) == (left != 'the claim of one that lives') and [found.name for found in tmp_path.iterdir()] == ['x']
-        for claim in held: claim.release()
-        path.unlink(missing_ok=left == 'the claim of a dead process' or not owner)
-
-
-def test_a_claim_that_another_machine_took_for_void_is_not_given_up_by_whom_it_was_taken_from(tmp_path):
-    mine = Claim(tmp_path / 'x')
-    assert mine.take() and not Claim(tmp_path / 'x').take()
-    (tmp_path / 'x').write_text('00000000-1-1')
-    mine.release()
-    assert (tmp_path / 'x').read_text() == '00000000-1-1' and not Claim(tmp_path / 'x').take()
-    os.utime(tmp_path / 'x', (0, 0)) # that one is silent for long
-    again = Claim(tmp_path / 'x')
-    assert again.take()
-    again.release()
-    assert not list(tmp_path.iterdir())
-
-
-@some(15)
-@given(contents=st.lists(st.binary(max_size=20), min_size=1, max_size=6), changes=st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=20)), max_size=4))
-def test_a_kept_digest_is_that_of_what_the_file_holds(tmp_path_factory, contents, changes):
-    folder = tmp_path_factory.mktemp('digests')
-    paths, keep = [folder / str(i) for i in range(len(contents))], folder / 'kept.json'
-    for path, content in zip(paths, contents): path.write_bytes(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cdser.files, 'SETTLED', -10**18) # keep them at once
-        for at, content in [(0, contents[0]), *changes]:
-            write_file(paths[at % len(paths)], content)
-            assert content_digests(paths, keep) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]

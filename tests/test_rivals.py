@@ -1,5 +1,4 @@
 "Every rival's term against a literal reading of its equations and, if there is one, an independent implementation."
-import math
 
 import pytest
 import torch

@@ -1,7 +1,6 @@
 "What must hold of a training whatever its numbers: hidden labels stay hidden, and the same seed gives the same bits."
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ import cdser.train
 from cdser.batches import Utterances, fill_batches
 from cdser.config import (AUGMENTATIONS, COMPARING, HIDDEN, METHODS, SAMPLE_RATE, SELECTIONS, SETUPS, BadInput, Experiment,
                           check_experiment)
-from cdser.encoder import encoder_digest
 from cdser.evaluate import war
 from cdser.model import build
-from cdser.runs import Recordings, fit, make_parts, open_recordings, run_id, warm_up
+from cdser.parts import Recordings, make_parts, open_recordings
+from cdser.runs import fit
 from cdser.selection import CRITERIA
-from cdser.train import Progress, Views, augment_batches, deal, hear, make_views, schedule, step, train
+from cdser.train import Progress, Views, augment_batches, encode, make_views, schedule, step, train, views_of_block
 
 TINY = Experiment('studio_a', 'studio_b', epochs=2, batch_seconds=12.)
 
@@ -27,11 +26,10 @@ def recordings(studios, tmp_path_factory):
     return [open_recordings(name, studios, runs_dir, TINY.max_seconds) for name in ('studio_a', 'studio_b')]
 
 
-def trained(e: Experiment, source: Recordings, target: Recordings, runs_dir: Path | None = None):
-    "The weights and the history of a training on one thread; a warm start is kept in `runs_dir`."
+def trained(e: Experiment, source: Recordings, target: Recordings):
+    "The weights and the history of a training on one thread."
     torch.set_num_threads(1)
     parts, model = make_parts(e, source, target), build(e)
-    if e.warm_start: warm_up(model, e, parts, runs_dir, 'cpu', encoder_digest(e.encoder))
     history, best = train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     return model.state_dict(), history, best, parts
 
@@ -60,19 +58,18 @@ def drawn_up_to_the_last_shot(e: Experiment, source: Recordings, target: Recordi
 
 
 WAYS = {**{method: dict(weights=weights) for method, weights in METHODS.items()}, 'standardised': dict(standardise=True),
-        'tapt': dict(warm_start=1), 'ptapt': dict(warm_start=3, objective='ptapt'),
         **{f'by {name}': dict(selection=name) for name in SELECTIONS if name != 'valid_war'}}
 HIDING = [(setup, way) for setup, s in SETUPS.items() if not s.target_labels for way, fields in WAYS.items()
           if s.target or not (set(fields.get('weights', ())) & set(COMPARING) or 'selection' in fields)]
 
 
 @pytest.mark.parametrize('setup, way', HIDING)
-def test_shuffling_hidden_target_labels_leaves_the_weights_bit_identical(recordings, setup, way, tmp_path):
+def test_shuffling_hidden_target_labels_leaves_the_weights_bit_identical(recordings, setup, way):
     "In every setup that hides labels, of every method, and of all that goes beyond the paper."
     source, target = recordings
     e = check_experiment(replace(TINY, setup=setup, shots=1, epoch_steps=2, epochs=2 if 'selection' in WAYS[way] or 'prior' in way else 1, **WAYS[way]))
-    weights, history, best, parts = trained(e, source, target, tmp_path / 'a')
-    again, repeated, best_again, dealt = trained(e, source, shuffled(target, drawn_up_to_the_last_shot(e, source, target)), tmp_path / 'b')
+    weights, history, best, parts = trained(e, source, target)
+    again, repeated, best_again, dealt = trained(e, source, shuffled(target, drawn_up_to_the_last_shot(e, source, target)))
     assert same(weights, again) and best == best_again
     assert history.drop(columns=['seconds', 'test_uar']).equals(repeated.drop(columns=['seconds', 'test_uar']))
     assert np.array_equal(parts.test.rows, dealt.test.rows) and (parts.test.labels != dealt.test.labels).any() # they did change
@@ -103,7 +100,7 @@ def test_a_term_that_compares_corpora_gets_half_a_batch_of_each_and_as_many_step
     for name in (method, 'emotion_only'):
         e = replace(TINY, weights=METHODS[name])
         dealt = list(islice(schedule(parts.training, e, np.random.default_rng(0)), 2 * parts.steps))
-        views = [views for _, views in deal(parts.training, dealt, None, replace(e, views=1), torch.Generator(), 'cpu')]
+        views = [views for _, views in views_of_block(parts.training, dealt, None, replace(e, views=1), torch.Generator(), 'cpu')]
         seconds[name] = [v.lengths.sum().item() / SAMPLE_RATE for v in views]
         both = [set(v.domains.tolist()) == {0, 1} for v in views]
         assert all(both) if name == method else not any(both)
@@ -131,7 +128,7 @@ def test_the_target_is_standardised_by_its_own_training_recordings(recordings):
     model = build(e)
     train(e, model, parts.training, parts.valid, parts.test, parts.steps, progress=False)
     for corpus in parts.training:
-        encoded = model.encoder.mix(hear(model, corpus.store, corpus.rows)).detach()
+        encoded = model.encoder.mix(encode(model, corpus.store, corpus.rows)).detach()
         scaled = model.eval().standardisation(encoded, torch.full((len(encoded),), corpus.domain))
         assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0, correction=0) - 1).abs().max() < .02
     assert not torch.allclose(model.standardisation.mean[0], model.standardisation.mean[1])
@@ -141,7 +138,7 @@ def test_the_target_is_standardised_by_its_own_training_recordings(recordings):
 def test_tested_speakers_and_their_labels_take_no_part_in_training(recordings, setup):
     source, target = recordings
     parts = make_parts(replace(TINY, setup=setup), source, target)
-    tested = set(parts.tested_on.table.speaker.iloc[parts.test.rows])
+    tested = set(target.corpus.table.speaker.iloc[parts.test.rows])
     for part in parts.training:
         if part.store is target.store: assert tested.isdisjoint(target.corpus.table.speaker.iloc[part.rows])
     assert parts.validated_on.name == ('studio_b' if SETUPS[setup].target_labels else 'studio_a')
@@ -179,8 +176,9 @@ def test_a_frozen_encoder_that_has_heard_everything_trains_the_same_weights(reco
     weights = {'emotion': 1., **({'information': .5} if setup == 'unlabelled_target' else {})}
     e = replace(TINY, setup=setup, weights=weights, views=1, freeze_encoder=True)
     fast, history, *_ = trained(e, *recordings)
-    def anew(training, turns, known, *rest): return deal(training, turns, None, *rest)
-    monkeypatch.setattr(cdser.train, 'deal', anew)
+    def anew(training, block, states, *rest):
+        return views_of_block(training, block, None, *rest)
+    monkeypatch.setattr(cdser.train, 'views_of_block', anew)
     plain, again, *_ = trained(e, *recordings)
     assert all(torch.allclose(fast[name], plain[name], atol=1e-4) for name in fast)
     assert np.allclose(history.drop(columns='seconds').fillna(0), again.drop(columns='seconds').fillna(0), atol=1e-4)
@@ -226,12 +224,13 @@ def test_unused_terms_are_blank_in_the_history_and_used_ones_are_not(recordings)
     assert history.contrastive.isna().all() and history[['emotion', 'augmentation', 'information', 'loss']].notna().all(axis=None)
 
 
-def test_a_run_depends_on_labels_and_audio_as_well_as_on_its_experiment(recordings):
+def test_a_run_depends_on_visible_labels_as_well_as_on_its_experiment(recordings):
     source, target = recordings
-    known = run_id(TINY, source, target)
-    assert run_id(TINY, source, target) == known
-    assert run_id(replace(TINY, temperature=.2), source, target) != known
-    assert run_id(TINY, source, shuffled(target)) != known
+    digest = make_parts(TINY, source, target).digest
+    assert make_parts(TINY, source, target).digest == digest
+    assert make_parts(replace(TINY, seed=1), source, target).digest != digest
+    assert make_parts(TINY, source, shuffled(target)).digest != digest # of the tested speakers
+    assert make_parts(TINY, shuffled(source), target).digest != digest
 
 
 def test_fit_early_stops_and_keeps_the_best_epoch(studios, tmp_path):
