@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEN_OF_EMODB', 'GENDERS', 'RAVDESS', 'EMODB', 'SAVEE', 'URDU', 'SHEMO', 'CREMAD', 'TESS', 'NEMO', 'ESD',
-           'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'ASIDE', 'SUFFIXES', 'to_table', 'Release', 'genders_from',
-           'complete_cremad', 'complete_nemo', 'complete_esd', 'recordings', 'label_lines', 'read_iemocap',
-           'read_msp_improv', 'read_msp_podcast', 'open_dataset', 'write_part', 'import_dataset']
+           'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'ASIDE', 'SUFFIXES', 'find_files', 'to_table', 'Release',
+           'genders_from', 'complete_cremad', 'complete_nemo', 'complete_esd', 'recordings', 'label_lines',
+           'read_iemocap', 'read_msp_improv', 'read_msp_podcast', 'read_release', 'open_dataset', 'write_part',
+           'import_dataset']
 
 # %% ../nbs/07_readers.ipynb #5a1e0c03
 import itertools, os, re
@@ -15,10 +16,31 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .config import LABELS, BadInput, check_component, shown
-from .corpora import (AUDIO, as_columns, as_path, brief, check_rows, check_table, find_files, read_csv,
+from .config import LABELS, BadInput, as_path, check_component, shown
+from .corpora import (AUDIO, UNPRINTABLE, as_columns, brief, check_rows, check_table, read_csv,
                            read_text, tidy, write_csv)
 from .files import build_folder, check_apart
+
+# %% ../nbs/07_readers.ipynb #194b243c
+def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relative to root, sorted
+    "Every file below a folder with one of these suffixes, except hidden ones."
+    def refuse(err):
+        raise BadInput(f'{brief(err.filename)}: cannot be listed ({err.strerror})') from err
+    paths, visited, start = [], set(), len(os.path.join(root, ''))
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited: # a link led here before
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted([name for name in folders if not name.startswith('.')],
+                            key=lambda name: (os.path.islink(os.path.join(folder, name)), name)) # links last
+        paths += [os.path.join(folder, name)[start:].replace(os.sep, '/') for name in names
+                  if not name.startswith('.') and os.path.splitext(name)[1].lower() in suffixes]
+    for path in paths:
+        if UNPRINTABLE.search(path):
+            raise BadInput(f'{root}: the file name {shown(path)} cannot be printed; rename it')
+    return [PurePosixPath(path) for path in sorted(paths)]
 
 # %% ../nbs/07_readers.ipynb #5a1e0c06
 def to_table(rows: list[dict] | pd.DataFrame, root: Path, example: str,
@@ -216,6 +238,18 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 
 ASIDE = { # recordings that are left out on purpose: whole dialogues, MP3 copies, songs
     'iemocap': r'(?:^|/)dialog/', 'cremad': r'(?:^|/)AudioMP3/', 'ravdess': r'(?:^|/)\d\d(?:-\d\d){6}\.\w+$'}
+
+# %% ../nbs/07_readers.ipynb #5a1e0c29
+def read_release(name: str, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    "What a corpus's reader makes of a folder, and the recordings that it does not recognise. Raises `BadInput`."
+    if os.path.exists(root / 'dataset_info.json') or os.path.exists(root / 'dataset_dict.json'):
+        raise BadInput(f'{root}: is a folder of the datasets library; bring it in with cdser import-dataset')
+    if name not in READERS:
+        raise BadInput(f'{root}: no reader knows a corpus {name!r} (readers: {", ".join(READERS)}); '
+                       'add a manifest.csv with the columns path,label,speaker')
+    table, aside = READERS[name](root), ASIDE.get(name, '$^')
+    others = sorted({str(path) for path in find_files(root, AUDIO)} - set(table.path))
+    return table, tuple(path for path in others if not re.search(aside, path))
 
 # %% ../nbs/07_readers.ipynb #5a1e0c24
 def open_dataset(saved: Path) -> dict: # name of a part, '' if there is only one -> datasets.Dataset

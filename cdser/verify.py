@@ -21,11 +21,11 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from .audio import in_threads, read_each
-from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, shown
-from .corpora import (AUDIO, COLUMNS, Corpus, as_path, brief, check_table, doubts, find_files, read_corpus,
-                           read_csv, read_label_map, released, shipped, utterance_names, write_csv)
+from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, as_path, check_choice, shown
+from .corpora import (AUDIO, COLUMNS, Corpus, brief, check_table, doubts, read_corpus, read_csv,
+                           read_label_map, released, shipped, utterance_names, write_csv)
 from .files import content_digest
-from .readers import READERS
+from .readers import READERS, find_files
 from .splits import (PARTS, ROLES, Finding, Split, as_splits, corpus_findings, findings, freeze, overlap,
                           plan_folds, read_frozen, source_split, speaker_confound, split_corpus, split_hash)
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdser.config import LABELS, BadInput
-from cdser.corpora import (COLUMNS, Corpus, CorpusWarning, ambiguities, check_table, doubts, find_files, load_corpus,
+from cdser.corpora import (COLUMNS, Corpus, CorpusWarning, ambiguities, check_table, doubts, load_corpus,
                            overlaps, read_corpus, read_csv, read_label_map, read_manifest, released, tidy, write_csv,
                            write_manifest)
-from cdser.readers import import_dataset
+from cdser.readers import find_files, import_dataset
 
 TONE = (.1 * np.sin(np.arange(8000) * .1)).astype(np.float32)
 ROWS = dict(path=['a.wav', 'b.wav'], label=['ang', 'sad'], speaker=['anna', 'bo'])
