@@ -50,7 +50,7 @@ def write_corpus(folder: Path, hours: float, max_seconds: float) -> None:
 def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> seconds; utterances; peak in GB
     "From nothing to the first update of the weights, in this process."
     import torch
-    from cdser.batches import turns
+    from cdser.batches import alternate_batches
     from cdser.config import Experiment
     from cdser.model import build
     from cdser.runs import make_parts, open_recordings
@@ -62,7 +62,7 @@ def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> second
     found['open the corpus'] = time.perf_counter() - start
     start = time.perf_counter()
     parts, model = make_parts(e, recordings, recordings), build(e).to(device).train()
-    which, at = next(turns(parts.training, e.batch_seconds, np.random.default_rng(0)))
+    which, at = next(alternate_batches(parts.training, e.batch_seconds, np.random.default_rng(0)))
     views = make_views(parts.training[which].collate(at, device), e, torch.Generator().manual_seed(0))
     step(model, make_optimiser(model, e), views, e)
     found['splits, model, first step'] = clock(device) - start

@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 
 from cdser import encoder
-from cdser.batches import Utterances, steps_in_pass, turns
+from cdser.batches import Utterances, alternate_batches, steps_in_pass
 from cdser.config import METHODS, SAMPLE_RATE, Experiment
 from cdser.model import build
 from cdser.runs import best_device, open_recordings
@@ -38,7 +38,7 @@ def seconds_a_second(e: Experiment, stock: bool, steps_taken: bool, root: Path, 
     model, generator = build(e).to(device).train(), torch.Generator().manual_seed(0)
     optimiser, steps = make_optimiser(model, e), 2 * steps_in_pass(corpora, e.batch_seconds)
     heard, start = 0., clock(device)
-    for i, (which, at) in enumerate(islice(turns(corpora, e.batch_seconds, np.random.default_rng(0)), 2 + steps)):
+    for i, (which, at) in enumerate(islice(alternate_batches(corpora, e.batch_seconds, np.random.default_rng(0)), 2 + steps)):
         if i == 2: heard, start = 0., clock(device)
         batch = corpora[which].collate(at, device)
         with patch.object(encoder, 'in_patches', lambda config: False) if stock else nullcontext():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from .augment import random_view
-from .batches import SOURCE, TARGET, Batch, InMemory, Utterances, collate, fill_batches, merge, turns
+from .batches import SOURCE, TARGET, Batch, InMemory, Utterances, alternate_batches, collate, fill_batches, merge
 from .config import COMPARING, HIDDEN, LABELS, LOSSES, PROPOSED, SAMPLE_RATE, BadInput, Experiment
 from .encoder import long_states
 from .evaluate import uar, war
@@ -165,7 +165,7 @@ Step = list[tuple[int, np.ndarray]] # one or both corpora: which, and positions 
 def schedule(training: list[Utterances], e: Experiment, rng: np.random.Generator) -> Iterator[Step]:
     "The steps, without end: source and target in turn, or half a batch of each if a loss term compares them."
     compared = len(training) if set(e.weights) & set(COMPARING) else 1
-    batches = turns(training, e.batch_seconds / compared, rng)
+    batches = alternate_batches(training, e.batch_seconds / compared, rng)
     while True:
         yield list(islice(batches, compared))
 
