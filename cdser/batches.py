@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
-from .config import HIDDEN, LABELS, SAMPLE_RATE
+from .config import UNLABELLED, LABELS, SAMPLE_RATE
 
 # %% ../nbs/05_batches.ipynb #ebc715bf
 def fill_batches(lengths: np.ndarray,       # (n,) int, samples
@@ -47,7 +47,7 @@ class Batch:
     "Utterances, end to end."
     waveforms: Tensor # (samples of all,) float32, full scale is 1, on the device
     lengths: Tensor   # (batch,) int64, samples, on the CPU
-    labels: Tensor    # (batch,) int64 class indices, HIDDEN if the setup hides them, on the device
+    labels: Tensor    # (batch,) int64 class indices, UNLABELLED if the setup hides them, on the device
     domains: Tensor   # (batch,) int64, SOURCE or TARGET, on the device
 
 def collate(store: InMemory,    # or anything else with `lengths` and `[i]`
@@ -72,18 +72,18 @@ def merge(batches: list[Batch]) -> Batch:
 def visible_labels(labels: np.ndarray, # (n,) int64
                    visible: bool,      # according to the setup, for this corpus
                   ) -> np.ndarray:     # (n,) int64
-    "A copy of the labels, or HIDDEN in place of each."
-    return labels.copy() if visible else np.full_like(labels, HIDDEN)
+    "A copy of the labels, or UNLABELLED in place of each."
+    return labels.copy() if visible else np.full_like(labels, UNLABELLED)
 
 # %% ../nbs/05_batches.ipynb #8ec98ac2
 def few_labels(labels: np.ndarray, # (n,) int64
                shots: int,         # number of each class to show, or all if there are fewer
                seed: int,
-              ) -> np.ndarray:     # (n,) int64, HIDDEN if the label is not shown
+              ) -> np.ndarray:     # (n,) int64, UNLABELLED if the label is not shown
     "The labels of a few utterances of each class; those of fewer shots are among those of more."
     order = np.random.default_rng([seed, 1]).permutation(len(labels))
     shown = np.concatenate([order[labels[order] == c][:shots] for c in range(len(LABELS))])
-    return np.where(np.isin(np.arange(len(labels)), shown), labels, HIDDEN)
+    return np.where(np.isin(np.arange(len(labels)), shown), labels, UNLABELLED)
 
 # %% ../nbs/05_batches.ipynb #92d61cfd
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Utterances:
     "The part of a corpus that training works on."
     store: InMemory    # or an `AudioStore`
     rows: np.ndarray   # (n,) rows of the store
-    labels: np.ndarray # (n,) int64, one for each of `rows`, HIDDEN if they may not be seen
+    labels: np.ndarray # (n,) int64, one for each of `rows`, UNLABELLED if they may not be seen
     domain: int = SOURCE
 
     def batches(self, budget: float, rng: np.random.Generator) -> list[np.ndarray]: # positions in `rows`

@@ -10,15 +10,15 @@ __all__ = ['emotion_loss', 'augmentation_loss', 'at_least_float32', 'nt_xent', '
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .config import HIDDEN, BadInput
+from .config import UNLABELLED, BadInput
 
 # %% ../nbs/12_losses.ipynb #437bde0b
 def emotion_loss(logits: Tensor, # (batch, classes)
-                 labels: Tensor, # (batch,) int64, HIDDEN if the label may not be seen
+                 labels: Tensor, # (batch,) int64, UNLABELLED if the label may not be seen
                 ) -> Tensor:     # scalar, nats
     "Mean cross entropy over the visible labels; 0 if there are none."
-    total = F.cross_entropy(logits, labels, ignore_index=HIDDEN, reduction='sum')
-    return total / (labels != HIDDEN).sum().clamp(min=1)
+    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction='sum')
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 # %% ../nbs/12_losses.ipynb #af77c7e7
 def augmentation_loss(logits: Tensor,              # (views * batch, augmentations + 1)
@@ -50,13 +50,13 @@ def nt_xent(projections: Tensor,      # (views, batch, width); at least 2 views
 # %% ../nbs/12_losses.ipynb #01a51f38
 @torch.autocast('cuda', enabled=False) # else the product of float32 matrices falls back to bfloat16
 def supervised_contrastive(projections: Tensor,      # (views, batch, width)
-                           labels: Tensor,           # (batch,) int64, HIDDEN if the label may not be seen
+                           labels: Tensor,           # (batch,) int64, UNLABELLED if the label may not be seen
                            temperature: float = .1,
                           ) -> Tensor:               # scalar, nats; 0 if no label is visible
     "Contrast of emotions: views with the same visible label attract (Khosla et al. 2020, eq. 2, L_out)."
     z = F.normalize(at_least_float32(projections), dim=-1).flatten(0, 1) # (views * batch, width)
     label = labels.repeat(len(projections))
-    candidate = (label != HIDDEN) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    candidate = (label != UNLABELLED) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     positive = (label[:, None] == label) & candidate
     similarity = (z @ z.T / temperature).masked_fill(~candidate, torch.finfo(z.dtype).min)
     log_p = similarity.log_softmax(1).masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp(min=1)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
-from .config import HIDDEN, LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash, shown
+from .config import UNLABELLED, LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash, shown
 from .corpora import AUDIO, Corpus, brief, read_csv, utterance_names
 
 # %% ../nbs/04_splits.ipynb #05fa78f8
@@ -265,11 +265,11 @@ def check_split(table: pd.DataFrame,
     return problems
 
 # %% ../nbs/04_splits.ipynb #5b1f0c30
-def check_labels(trained: np.ndarray, # (n,) class indices that training sees, HIDDEN among them
+def check_labels(trained: np.ndarray, # (n,) class indices that training sees, UNLABELLED among them
                  tested: np.ndarray,  # (m,) class indices
                 ) -> None:
     "Raise `BadInput` if a class is tested that is never trained."
-    never = sorted({*tested} - {*trained} - {HIDDEN})
+    never = sorted({*tested} - {*trained} - {UNLABELLED})
     if never:
         raise BadInput(f'labels: {", ".join(LABELS[c] for c in never)} is tested, but no label that training '
                        'sees is; use a source that has it, or leave it out by a label map')

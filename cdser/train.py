@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .augment import random_view
 from .batches import SOURCE, TARGET, Batch, InMemory, Utterances, alternate_batches, collate, fill_batches, merge
-from .config import COMPARING, HIDDEN, LABELS, LOSSES, PROPOSED, SAMPLE_RATE, BadInput, Experiment
+from .config import COMPARING, UNLABELLED, LABELS, LOSSES, PROPOSED, SAMPLE_RATE, BadInput, Experiment
 from .encoder import long_states
 from .evaluate import uar, war
 from .losses import augmentation_loss, emotion_loss, estimate_prior, information_maximisation, nt_xent, supervised_contrastive
@@ -36,7 +36,7 @@ class Views:
     waveforms: Tensor # (samples of all rows,) float32, row after row, on the device
     lengths: Tensor   # (views * batch,) int64, samples, on the CPU
     augmentation_labels: Tensor # (views * batch,) int64, 0 for the original, else 1 + the index into AUGMENTATIONS; on the device
-    labels: Tensor    # (views * batch,) int64, HIDDEN if the setup hides them; on the device
+    labels: Tensor    # (views * batch,) int64, UNLABELLED if the setup hides them; on the device
     domains: Tensor   # (views * batch,) int64, SOURCE or TARGET; on the device
     states: Tensor | None = None # (views * batch, layers + 1, width), if a frozen encoder has computed them before
 
@@ -73,7 +73,7 @@ class Progress:
 
 def unlabelled(views: Views, e: Experiment) -> Tensor: # (batch,) bool
     "Which utterances of a batch have no visible label."
-    return views.labels[:len(views.labels) // e.views] == HIDDEN
+    return views.labels[:len(views.labels) // e.views] == UNLABELLED
 
 TERMS: dict[str, Callable[[Outputs, Views, Experiment, Progress], Tensor]] = {
     'emotion':      lambda out, views, e, p: emotion_loss(out.emotion, views.labels),
@@ -84,7 +84,7 @@ TERMS: dict[str, Callable[[Outputs, Views, Experiment, Progress], Tensor]] = {
     'cdan':         lambda out, views, e, p: domain_loss(out.conditional, views.domains),
     'coral':        lambda out, views, e, p: coral(out.embedding, views.domains),
     'mmd':          lambda out, views, e, p: mmd(out.embedding, views.domains),
-    'mcc':          lambda out, views, e, p: minimum_class_confusion(out.emotion, views.labels == HIDDEN),
+    'mcc':          lambda out, views, e, p: minimum_class_confusion(out.emotion, views.labels == UNLABELLED),
     'self_training': lambda out, views, e, p: self_training(out.emotion, e.views, unlabelled(views, e), e.confidence),
     'prior_information': lambda out, views, e, p: information_maximisation(out.emotion, p.priors[views.domains].mean(0)),
     'supervised_contrastive': lambda out, views, e, p: supervised_contrastive(
@@ -388,7 +388,7 @@ EVALUATED = 300 # training recordings of a corpus that are evaluated after each 
 def evaluates_training(e: Experiment, training: list[Utterances]) -> bool:
     "Whether training recordings are evaluated after each epoch: for the criteria, for a prior, or for standardisation."
     both = {SOURCE, TARGET} == {corpus.domain for corpus in training}
-    return e.standardise or both and any((corpus.labels == HIDDEN).any() for corpus in training)
+    return e.standardise or both and any((corpus.labels == UNLABELLED).any() for corpus in training)
 
 def even_priors(training: list[Utterances], device: str) -> Tensor: # (2, classes)
     "The shares of the source's labels, and even ones for the target."

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
-from cdser.config import HIDDEN, BadInput
+from cdser.config import UNLABELLED, BadInput
 from cdser.losses import emotion_loss, estimate_prior, information_maximisation, nt_xent, supervised_contrastive
 
-LABELS = torch.tensor([2, 0, HIDDEN, 2, 1, 0])
+LABELS = torch.tensor([2, 0, UNLABELLED, 2, 1, 0])
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -18,7 +18,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_emotion_loss_ignores_hidden_labels_and_nothing_else():
     logits = draw(6, 4)
-    seen = LABELS != HIDDEN
+    seen = LABELS != UNLABELLED
     assert torch.isclose(emotion_loss(logits, LABELS), F.cross_entropy(logits[seen], LABELS[seen]))
 
 
@@ -47,7 +47,7 @@ def test_nt_xent_does_not_depend_on_order_or_scale():
 @pytest.mark.parametrize('views', [1, 2, 3])
 @pytest.mark.parametrize('temperature', [.07, .5])
 def test_supervised_contrast_equals_that_of_pytorch_metric_learning_without_the_hidden_rows(views, temperature):
-    z, visible = draw(views, 6, 16), LABELS != HIDDEN
+    z, visible = draw(views, 6, 16), LABELS != UNLABELLED
     theirs = SupConLoss(temperature)(z[:, visible].flatten(0, 1), LABELS[visible].repeat(views))
     assert torch.isclose(supervised_contrastive(z, LABELS, temperature), theirs, rtol=1e-9)
 
@@ -56,7 +56,7 @@ def test_rows_with_hidden_labels_neither_receive_a_gradient_nor_change_the_loss(
     z = draw(3, 6, 8).requires_grad_()
     loss = supervised_contrastive(z, LABELS)
     loss.backward()
-    assert (z.grad[:, 2] == 0).all() and (z.grad[:, LABELS != HIDDEN].abs().sum(2) > 0).all()
+    assert (z.grad[:, 2] == 0).all() and (z.grad[:, LABELS != UNLABELLED].abs().sum(2) > 0).all()
     changed = z.detach().clone()
     changed[:, 2] = 100 * draw(3, 8, seed=1)
     assert torch.equal(supervised_contrastive(changed, LABELS), loss)

@@ -13,7 +13,7 @@ import cdser.encoder
 import cdser.runs
 from cdser.audio import SHORTEST
 from cdser.batches import InMemory, few_labels, visible_labels
-from cdser.config import (HIDDEN, LABELS, METHODS, SAMPLE_RATE, SETUPS,
+from cdser.config import (UNLABELLED, LABELS, METHODS, SAMPLE_RATE, SETUPS,
                           BadInput, Experiment, check_experiment)
 from cdser.corpora import Corpus, check_table
 from cdser.model import build
@@ -100,16 +100,16 @@ def corpus_of(rows, name: str = 'any', suffix: str = '') -> tuple[Corpus, list[s
 
 
 @some()
-@given(labels=st.lists(st.integers(HIDDEN, 3), max_size=60).map(lambda x: np.array(x, dtype=np.int64)), shots=st.integers(0, 20), seed=st.integers(0, 2**32 - 1))
+@given(labels=st.lists(st.integers(UNLABELLED, 3), max_size=60).map(lambda x: np.array(x, dtype=np.int64)), shots=st.integers(0, 20), seed=st.integers(0, 2**32 - 1))
 def test_few_labels_are_as_many_as_asked_for_and_among_more(labels, shots, seed):
     before, few = labels.copy(), few_labels(labels, shots, seed)
     assert np.array_equal(labels, before) and few.dtype == np.int64 and len(few) == len(labels)
-    assert ((few == labels) | (few == HIDDEN)).all()
+    assert ((few == labels) | (few == UNLABELLED)).all()
     for c in range(len(LABELS)): assert (few == c).sum() == min(shots, (labels == c).sum())
     more = few_labels(labels, shots + 1, seed)
-    assert (more[few != HIDDEN] == few[few != HIDDEN]).all()
+    assert (more[few != UNLABELLED] == few[few != UNLABELLED]).all()
     shown, hidden = visible_labels(labels, True), visible_labels(labels, False)
-    assert np.array_equal(shown, labels) and not np.shares_memory(shown, labels) and (hidden == HIDDEN).all() and len(hidden) == len(labels)
+    assert np.array_equal(shown, labels) and not np.shares_memory(shown, labels) and (hidden == UNLABELLED).all() and len(hidden) == len(labels)
 
 
 @some(100)
@@ -136,7 +136,7 @@ def test_no_label_that_a_setup_hides_reaches_training_for_any_two_corpora(source
     assert parts.valid.domain == int(s.target_labels) # else the source's labels judge
     for r in parts.training:
         labels = (of_target if r.domain else of_source).corpus.labels[r.rows]
-        visible = r.labels != HIDDEN
+        visible = r.labels != UNLABELLED
         assert (r.labels[visible] == labels[visible]).all()
         if r.domain == 0 or s.target_labels: assert visible.all()
         elif s.shots: assert all(visible[labels == c].sum() == min(shots, (labels == c).sum()) for c in range(len(LABELS)))

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cdser.config import HIDDEN
+from cdser.config import UNLABELLED
 from cdser.losses import (augmentation_loss, emotion_loss, estimate_prior, information_maximisation, nt_xent,
                           supervised_contrastive)
 from cdser.rivals import (conditional_features, coral, domain_loss, minimum_class_confusion, mmd, reverse_gradient,
@@ -35,7 +35,7 @@ def rival_terms(domains: torch.Tensor) -> dict: # name -> function of (9, 4) val
 
 
 def all_terms(domains: torch.Tensor) -> dict: # the same, with the terms of the losses chapter
-    labels = torch.where(domains == 1, HIDDEN, torch.arange(9, device=domains.device) % 2)
+    labels = torch.where(domains == 1, UNLABELLED, torch.arange(9, device=domains.device) % 2)
     return rival_terms(domains) | {
         'emotion': lambda x: emotion_loss(x, labels),
         'augmentation': lambda x: augmentation_loss(x, domains),

@@ -8,7 +8,7 @@ import torch
 
 import cdser.train
 from cdser.batches import Utterances, fill_batches
-from cdser.config import (AUGMENTATIONS, COMPARING, HIDDEN, METHODS, SAMPLE_RATE, SELECTIONS, SETUPS, BadInput, Experiment,
+from cdser.config import (AUGMENTATIONS, COMPARING, UNLABELLED, METHODS, SAMPLE_RATE, SELECTIONS, SETUPS, BadInput, Experiment,
                           check_experiment)
 from cdser.evaluate import war
 from cdser.model import build
@@ -53,7 +53,7 @@ def drawn_up_to_the_last_shot(e: Experiment, source: Recordings, target: Recordi
     if not SETUPS[e.setup].shots: return np.array([], dtype=np.int64)
     corpus = make_parts(e, source, target).training[1]
     order = np.random.default_rng([e.seed, 1]).permutation(len(corpus.rows))
-    last = max(np.flatnonzero(corpus.labels[order] != HIDDEN))
+    last = max(np.flatnonzero(corpus.labels[order] != UNLABELLED))
     return corpus.rows[order[:last + 1]]
 
 
@@ -104,7 +104,7 @@ def test_a_term_that_compares_corpora_gets_half_a_batch_of_each_and_as_many_step
         seconds[name] = [v.lengths.sum().item() / SAMPLE_RATE for v in views]
         both = [set(v.domains.tolist()) == {0, 1} for v in views]
         assert all(both) if name == method else not any(both)
-        assert all((v.labels[v.domains == 1] == HIDDEN).all() and (v.labels[v.domains == 0] >= 0).all() for v in views)
+        assert all((v.labels[v.domains == 1] == UNLABELLED).all() and (v.labels[v.domains == 0] >= 0).all() for v in views)
     assert len(seconds[method]) == len(seconds['emotion_only'])
     assert abs(np.mean(seconds[method]) / np.mean(seconds['emotion_only']) - 1) < .15
 
