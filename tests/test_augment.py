@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cdser.augment import AUGMENT, chunks, convolve, draw_parameters, pad, phase_vocoder, random_view, time_warp
 from cdser.config import AUGMENTATIONS, SAMPLE_RATE
 
-EACH_NAME = pytest.mark.parametrize('name', AUGMENTATIONS)
+EACH_NAME = pytest.mark.parametrize('name', sorted({*AUGMENTATIONS, *AUGMENT}))
 SIGNALS = {'noise': lambda t: .1 * torch.randn(len(t), generator=seeded()),
            'silence': torch.zeros_like,
            'loud': lambda t: torch.sin(t * .05).sign(),
@@ -50,10 +50,6 @@ def power(x: torch.Tensor) -> torch.Tensor:
 
 
 # ---- what holds for all of them
-
-def test_every_name_has_an_augmentation():
-    assert set(AUGMENT) == set(AUGMENTATIONS)
-
 
 @EACH_NAME
 @MANY
@@ -130,13 +126,10 @@ def test_noise_falls_as_steeply_as_drawn():
 
 @pytest.mark.parametrize('name', ['reverberation', 'filtering'])
 def test_nothing_is_shifted_in_time(name):
-    assert (augmented(name, clicks(16, 16_000, at=3000))[0].abs().argmax(1) == 3000).all()
-
-
-def test_the_direct_sound_has_its_share():
-    waveforms, _, drawn = augmented('reverberation', clicks(8, 24_000, at=3000))
-    assert waveforms[:, :3000].abs().max() < 1e-5
-    assert torch.allclose(waveforms[:, 3000].square() / power(waveforms), 1 - drawn['wet'], atol=.01)
+    waveforms, _, drawn = augmented(name, clicks(16, 16_000, at=3000))
+    assert (waveforms.abs().argmax(1) == 3000).all()
+    if name == 'reverberation': # the direct sound has its share of the energy
+        assert torch.allclose(waveforms[:, 3000].square() / power(waveforms), 1 - drawn['wet'], atol=.01)
 
 
 def test_filtering_limits_the_band():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
-from cdser.config import UNLABELLED, BadInput
+from cdser.config import UNLABELLED
 from cdser.losses import emotion_loss, estimate_prior, information_maximisation, nt_xent, supervised_contrastive
 
 LABELS = torch.tensor([2, 0, UNLABELLED, 2, 1, 0])
@@ -81,14 +81,3 @@ def test_the_estimated_prior_equals_a_literal_loop():
         q = [sum(row[k] / sum(row) for row in rows) / 30 for k in range(4)]
     expected = .98 * torch.tensor(q, dtype=torch.float64) + .005
     assert torch.allclose(estimate_prior(p, source, iterations=7), expected, atol=1e-12)
-
-
-def test_the_estimated_prior_has_its_closed_form():
-    "Two sounds, 80 % and 30 % the first under the two classes; if 42.5 % are the first, a quarter is of class 0."
-    likelihood, source = torch.tensor([[.8, .3], [.2, .7]]).double(), torch.tensor([.6, .4]).double()
-    posterior = likelihood * source / (likelihood * source).sum(1, keepdim=True)
-    estimated = estimate_prior(posterior[[0] * 425 + [1] * 575], source)
-    assert torch.allclose(estimated, .98 * torch.tensor([.25, .75]).double() + .01, atol=1e-6)
-    assert torch.allclose(estimate_prior(posterior[[0] * 600 + [1] * 400], source), .98 * source + .01) # no shift
-    with pytest.raises(BadInput, match='probabilities'):
-        estimate_prior(posterior[:0], source)
