@@ -6,8 +6,8 @@
 __all__ = ['AUDIO', 'COLUMNS', 'NUMBERS', 'IDENTITIES', 'INVISIBLE', 'MISSING', 'DECIMAL', 'UNPRINTABLE', 'OUTSIDE', 'tidy',
            'spelling_key', 'ambiguities', 'brief', 'read_text', 'check_rows', 'check_columns', 'as_numbers', 'read_csv',
            'write_csv', 'utterance_names', 'overlaps', 'Corpus', 'doubts', 'as_texts', 'as_columns', 'check_table',
-           'check_utterances', 'shipped', 'read_label_map', 'emotions_of', 'map_emotions', 'read_manifest',
-           'write_manifest', 'released', 'CorpusWarning', 'make_corpus', 'read_corpus', 'load_corpus']
+           'shipped', 'read_label_map', 'emotions_of', 'map_emotions', 'read_manifest', 'write_manifest', 'released',
+           'CorpusWarning', 'make_corpus', 'read_corpus', 'load_corpus']
 
 # %% ../nbs/02_corpora.ipynb #6fe81e3c
 import csv, io, os, re, unicodedata, warnings
@@ -78,9 +78,7 @@ def read_text(path: Path, errors: str = 'strict') -> str:
         raise BadInput(f'{path}: cannot be read ({err}); expected text in UTF-8') from err
 
 # %% ../nbs/02_corpora.ipynb #e90a4c37
-def check_rows(wrong, # (n,) bool, for each row
-               table: pd.DataFrame,
-               name: str,
+def check_rows(wrong, table: pd.DataFrame, name: str,
                message: str, # may hold the names of columns in braces
               ) -> None:
     "Raise `BadInput` for the first row that is wrong, counted as a spreadsheet does: the header is row 1."
@@ -89,9 +87,7 @@ def check_rows(wrong, # (n,) bool, for each row
         values = {column: brief(value) for column, value in table.iloc[rows[0]].items()}
         raise BadInput(f'{name}, row {rows[0] + 2}: {message.format_map(values)}')
 
-def check_columns(table: pd.DataFrame,
-                  name: str,
-                  known: tuple[str, ...],
+def check_columns(table: pd.DataFrame, name: str, known: tuple[str, ...],
                   needs: tuple[str, ...] = (), # those of them that must be there
                  ) -> tuple[str, ...]:         # columns that are not known
     "Raise `BadInput` if a column occurs twice, is missing, or its name is nearly one of `known`."
@@ -245,16 +241,13 @@ def check_table(table: pd.DataFrame,                    # with at least path, sp
                ) -> pd.DataFrame:                       # all of COLUMNS, without what is left out
     "Fill in labels and optional columns. Raises `BadInput`, naming the row, at the first invalid value."
     check_columns(table, name, COLUMNS)
-    return check_utterances(map_emotions(as_columns(table, name), name, emotions), name, emotions is not None)
-
-def check_utterances(table: pd.DataFrame, name: str, may_leave_out: bool) -> pd.DataFrame: # COLUMNS
-    "The same for a table whose emotions are mapped; an empty label leaves out, if it may."
+    table = map_emotions(as_columns(table, name), name, emotions)
     check_columns(table, name, COLUMNS, ('path', 'label', 'speaker'))
     table = table.assign(**{c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table})
     names = utterance_names(table)
     first = {name: row for row, name in reversed([*enumerate(names, 2)])}
     named = table.assign(name=names, first=[first[name] for name in names])
-    left_out = (table.label == '') & may_leave_out
+    left_out = (table.label == '') & (emotions is not None)
     known = ', '.join(LABELS)
     problems = [
         (table.path == '', 'the path is empty'),
@@ -334,23 +327,20 @@ def released(name: str) -> pd.DataFrame: # COLUMNS without label, start and end,
 class CorpusWarning(UserWarning):
     "A doubt about a corpus that does not stop its reading."
 
-def make_corpus(name: str,
-                root: Path,
-                table: pd.DataFrame, # not checked yet
-                where: Path,         # it came from, for messages
-                label_map: Path | None,
-                **facts,             # other fields of `Corpus`
+def make_corpus(name: str, root: Path, table: pd.DataFrame, where: Path, label_map: Path | None,
+                **facts, # other fields of `Corpus`
                ) -> Corpus:
-    "Check a table, and warn once of each kind of doubt."
-    table = as_columns(table, str(where))
-    if {'label', 'emotion'} <= set(table) and (table.emotion == '').all():
+    "Check a table that came from `where`, and warn once of each kind of doubt."
+    if {'label', 'emotion'} <= set(table) and (table.emotion.map(tidy) == '').all():
         table = table.drop(columns='emotion')
     emotions = emotions_of(name, label_map) if label_map or 'emotion' in table else None
-    mapped = map_emotions(table, str(where), emotions)
-    checked = check_utterances(mapped, str(where), emotions is not None)
-    left_out = mapped.emotion[mapped.label == ''].value_counts().to_dict() if emotions else {}
-    own = table.label if emotions and {'label', 'emotion'} <= set(table) else mapped.label
-    overruled = int(((own != mapped.label) & (own != '')).sum())
+    checked, left_out, overruled = check_table(table, str(where), emotions), {}, 0
+    if emotions:
+        words = as_texts(table, 'emotion' if 'emotion' in table else 'label', str(where))
+        labels = words.map(emotions)
+        left_out = words[labels == ''].value_counts().to_dict()
+        own = as_texts(table, 'label', str(where)) if {'label', 'emotion'} <= set(table) else labels
+        overruled = int(((own != labels) & (own != '')).sum())
     corpus = Corpus(name, root, checked, left_out, overruled, **facts)
     lines = doubts(corpus)
     counts = Counter(kind for kind, _ in lines)
