@@ -132,12 +132,12 @@ def draw_performances(studio: Studio, rng: np.random.Generator) -> pd.DataFrame:
     classes = np.repeat(np.arange(len(LABELS)), label_counts(studio))
     who = np.arange(n) % studio.speakers # in turn, so every speaker gets every emotion
     own = rng.standard_normal((n, len(columns))) * EFFECTS.loc['utterance'].to_numpy()
-    mean = studio.acting * EFFECTS.loc[list(LABELS)].to_numpy()[classes]
-    effect = pd.DataFrame(mean + studio.spread * (style[who, classes] + own), columns=columns)
+    mean = EFFECTS.loc[list(LABELS)].to_numpy()[classes]
+    effect = studio.acting * mean + studio.spread * (style[who, classes] + own)
     first = rng.integers(len(TEXTS), size=studio.speakers) # each speaker reads the list of sentences in turn
     text = (first[who] + np.arange(n) // studio.speakers) % len(TEXTS)
-    table = pd.concat([speakers.iloc[who].reset_index(drop=True), effect], axis=1)
-    table = table.assign(text=text, label=np.array(LABELS)[classes])
+    table = speakers.iloc[who].reset_index(drop=True).assign(
+        text=text, label=np.array(LABELS)[classes], **dict(zip(columns, effect.T)))
     return table.sort_values('speaker', kind='stable', ignore_index=True)
 
 # %% ../nbs/03_synthetic.ipynb #b9f22d8f
@@ -177,7 +177,8 @@ def draw_tracks(phones: np.ndarray,  # (batch, n) int, rows of PHONES
     current = (times[None, :, None] >= ends[:, None, :-1]).sum(-1) # (batch, frames), position of the phone
     phone = np.take_along_axis(phones, current, 1)
     inertia = dict(f1=.025, f2=.025, f3=.025, voice=.006, noise=.006, peak=.006) # seconds
-    return {name: gaussian_filter1d(PHONES[name].to_numpy()[phone], width * FRAME_RATE, axis=1, mode='nearest')
+    targets = {name: PHONES[name].to_numpy()[phone] for name in inertia}
+    return {name: gaussian_filter1d(targets[name], width * FRAME_RATE, axis=1, mode='nearest')
             for name, width in inertia.items()}
 
 # %% ../nbs/03_synthetic.ipynb #a6c5a413
@@ -269,14 +270,13 @@ def voice(performances: pd.DataFrame, # (batch) rows
     pulses = short_time(pulse_train(to_samples(f0)) * to_samples(loudness).astype(np.float32))
     noise = short_time(rng.standard_normal((batch, frames * HOP), np.float32))
     tract = columns['tract'][..., None]
-    upper = [np.full(shape, 3500.), np.full(shape, 4500.)]
-    formants = np.stack([tracks['f1'], tracks['f2'], tracks['f3'], *upper], -1) * tract
+    formants = np.stack([tracks['f1'], tracks['f2'], tracks['f3'],
+                         np.full(shape, 3500.), np.full(shape, 4500.)], -1) * tract
     corner = columns['corner'] * 2. ** columns['tilt']
     source = glottal_spectrum(BINS, columns['hz'], corner).astype(np.float32)
     breath = (10 ** ((columns['aspiration'] + columns['breath']) / 20) * tracks['voice']).astype(np.float32)
     cavity = tracks['noise'][..., None] / (1 + ((BINS - tracks['peak'][..., None] * tract) / 1000) ** 2)
-    tract_gain = vocal_tract(BINS, formants)
-    speech = (pulses * source[:, None] + noise * breath[..., None]) * tract_gain # NumPy rounds as in place
+    speech = (pulses * source[:, None] + noise * breath[..., None]) * vocal_tract(BINS, formants)
     speech = overlap_add(speech + noise * (.12 * cavity).astype(np.float32))
     lengths = np.minimum((seconds.sum(1) * SAMPLE_RATE).astype(int), speech.shape[1])
     speech *= np.arange(speech.shape[1]) < lengths[:, None]
@@ -297,8 +297,8 @@ def microphone_response(studio: Studio,
     "Tilt about 1 kHz, resonances of one octave, roll-off at the bandwidth and below 60 Hz."
     tilt, resonances = studio.microphone
     octaves = np.log2(np.maximum(f, 50.) / 1000)
-    peaks = sum(gain * np.exp(-(2 * (octaves - np.log2(hz / 1000))) ** 2) for hz, gain in resonances)
-    db = tilt * octaves + peaks
+    db = tilt * octaves + sum(gain * np.exp(-(2 * (octaves - np.log2(hz / 1000))) ** 2)
+                              for hz, gain in resonances)
     return 10 ** (db / 20) / np.sqrt((1 + (f / studio.bandwidth) ** 16) * (1 + (60 / np.maximum(f, 1.)) ** 4))
 
 # %% ../nbs/03_synthetic.ipynb #275a6c78
@@ -366,10 +366,10 @@ def write_files(studio: Studio, folder: Path) -> None:
         content = io.BytesIO() # a full disk is then an error of the system, not of libsndfile
         sf.write(content, x, SAMPLE_RATE, subtype='PCM_16', format='WAV')
         (folder / path).write_bytes(content.getvalue())
-    manifest = folder / 'manifest.csv'
-    write_csv(table.assign(sha256=[content_digest(folder / path) for path in table.path]), manifest)
+    sha256 = [content_digest(folder / path) for path in table.path]
+    write_csv(table.assign(sha256=sha256), folder / 'manifest.csv')
     record = dict(hash=studio_hash(studio), version=VERSION, studio=asdict(studio),
-                  manifest=content_digest(manifest))
+                  manifest=content_digest(folder / 'manifest.csv'))
     (folder / 'studio.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
 
 def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>/<name>
