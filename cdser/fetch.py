@@ -182,13 +182,9 @@ def download(session: requests.Session, url: str,
 def place(draft: Path, target: Path) -> None:
     "Give a complete file its final name. Raises `BadInput` if the name is taken."
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(draft, target)
-        draft.unlink()
-    except OSError as err:
-        if os.path.lexists(target):
-            raise BadInput(f'{target}: another file has this name and is not replaced; move it away') from err
-        os.rename(draft, target) # a file system without hard links
+    if os.path.lexists(target):
+        raise BadInput(f'{target}: another file has this name and is not replaced; move it away')
+    os.rename(draft, target)
 
 # %% ../nbs/07_fetch.ipynb #6396ac4e
 def fetch_files(session: requests.Session, base_url: str, o: Origin, folder: Path, files: dict[str, str],
@@ -199,9 +195,9 @@ def fetch_files(session: requests.Session, base_url: str, o: Origin, folder: Pat
         download(session, base_url + quote(path), draft, f'sha256:{files[path]}', o.largest)
         place(draft, folder / path)
     with ThreadPoolExecutor(workers) as pool:
+        jobs = pool.map(fetch_one, files)
         try:
-            for _ in tqdm(pool.map(fetch_one, files), f'fetching {o.title}', len(files), disable=not progress):
-                pass
+            list(tqdm(jobs, f'fetching {o.title}', len(files), disable=not progress))
         finally:
             pool.shutdown(cancel_futures=True) # else Ctrl-C would wait for all of them
 
