@@ -90,6 +90,7 @@ def effect(a: pd.DataFrame, b: pd.DataFrame, # two methods, of the same seeds an
     return dict(value=value, low=low, high=high, verdict=claim.test(low, high, claim.margin),
                 runs=difference.runs, speakers=difference.speakers)
 
+# %% ../nbs/35_claims.ipynb #0dfd0a63
 def missing_runs(runs: dict,     # method -> its rows
                  unpaired: list, # (a, b) that have no seed and fold in common
                 ) -> str:

@@ -106,6 +106,7 @@ def draw_estimate(axes, row: dict, prefix: str, y: float, colour: str) -> None:
     axes.plot([row[f'{prefix}_low'], row[f'{prefix}_high']], [y, y], color=colour, lw=1.4)
     axes.plot(row[f'{prefix}_mean'], y, 'o', ms=4, color=colour, mfc=colour if row['p'] < .05 else 'white')
 
+# %% ../nbs/32_figures.ipynb #7e8871e6
 @styled
 def figure_methods(table: pd.DataFrame, # of `compare_methods`, `table1` or `table2`
                    x: str = 'uar',      # or 'gain', 'change': the prefix of the columns to draw

@@ -114,6 +114,7 @@ def interval_text(mean: float, low: float, high: float,
     interval = 'uninformative' if (low, high) == whole_scale else f'{low:{sign}.1f} to {high:{sign}.1f}'
     return text if np.isnan(low) else f'{text} ({interval})'
 
+# %% ../nbs/31_report.ipynb #849d79d1
 def words(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]: # setup, method
     "Setups and methods of the rows as text for people."
     shots = np.where(table.shots > 0, ' (' + table.shots.astype(str) + ' a class)', '')
