@@ -95,7 +95,7 @@ def check_container(raw) -> int: # where the length of the audio must be replace
         raise BadInput(JOINED)
     return 0
 
-# %% ../nbs/01_audio.ipynb #455c5a5e
+# %% ../nbs/01_audio.ipynb #80bd604c
 RATES = (4_000, 192_000) # Hz, lowest and highest that are plausible
 LONGEST = 3600           # seconds
 BLOCK = 2**20            # samples of all channels that are read at a time
@@ -136,6 +136,7 @@ def piped(raw) -> Iterator[int]: # a descriptor
         os.close(reader)
         thread.join()
 
+# %% ../nbs/01_audio.ipynb #888782ee
 def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float32
     "The mean of all channels. Raises `BadInput` unless there are as many frames as the file says, with the MD5 that FLAC gives."
     blocks, count, checksum = [], 0, hashlib.md5(usedforsecurity=False)
