@@ -7,8 +7,8 @@ __all__ = ['LABELS', 'UNLABELLED', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PR
            'RIVALS', 'PROTOCOLS', 'SESSIONS', 'SELECTIONS', 'ALLOWED', 'KINDS', 'ROWS', 'ABLATIONS', 'PROFILES',
            'escape', 'BadInput', 'shown', 'check_choice', 'check_component', 'as_path', 'Setup', 'without', 'among',
            'Experiment', 'as_declared', 'as_weights', 'as_augmentations', 'with_types', 'contradictions',
-           'check_experiment', 'content_hash', 'method_name', 'describe', 'check_fields', 'from_dict', 'spread',
-           'main_experiments', 'ablation_experiments', 'Profile', 'parse_pairs']
+           'check_experiment', 'content_hash', 'method_name', 'describe', 'check_fields', 'from_dict',
+           'main_experiments', 'Profile', 'parse_pairs']
 
 # %% ../nbs/00_config.ipynb #a7c8a19b
 import difflib, hashlib, json, os
@@ -18,7 +18,7 @@ from typing import Any
 
 # %% ../nbs/00_config.ipynb #4b0ba5da
 LABELS = ('ang', 'hap', 'neu', 'sad')
-UNLABELLED = -1          # the class index of a label that may not be seen
+UNLABELLED = -1      # the class index of a label that may not be seen
 SAMPLE_RATE = 16_000 # Hz; the rate that Wav2Vec2 is trained on
 
 # %% ../nbs/00_config.ipynb #1d3ba409
@@ -275,10 +275,6 @@ ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
         ('labelled_target', 'proposed'), ('target_only', 'emotion_only')) # (setup, method) of the main table
 ABLATIONS = ('no_augmentation', 'no_contrastive', 'no_information')
 
-def spread(e: Experiment) -> Experiment:
-    "The same on the fold that its seed tests, so that as many seeds as folds test every target speaker once."
-    return replace(e, fold=e.seed % e.folds)
-
 def main_experiments(pairs: list[tuple[str, str]], # (source, target)
                      seeds: int,                   # how many; seed s tests fold s modulo the folds; 0: one per fold
                      plans: dict[str, dict] | None = None, # target -> fields of Experiment for its test protocol
@@ -290,11 +286,7 @@ def main_experiments(pairs: list[tuple[str, str]], # (source, target)
     as_declared('seeds', seeds, int, (0, 10**6))
     planned = [Experiment(source, target, setup, METHODS[method], **{**settings, **(plans or {}).get(target, {})})
                for source, target in pairs for setup, method in rows]
-    return [check_experiment(spread(replace(e, seed=seed))) for e in planned for seed in range(seeds or e.folds)]
-
-def ablation_experiments(pairs, seeds: int, plans: dict[str, dict] | None = None, **settings) -> list[Experiment]:
-    "The rows that the ablation adds to the main table; arguments as of `main_experiments`."
-    return main_experiments(pairs, seeds, plans, [('unlabelled_target', method) for method in ABLATIONS], **settings)
+    return [check_experiment(replace(e, seed=seed, fold=seed % e.folds)) for e in planned for seed in range(seeds or e.folds)]
 
 # %% ../nbs/00_config.ipynb #60b1352b
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 from .config import AUGMENTATIONS, LABELS, SAMPLE_RATE, BadInput, Experiment, content_hash
-from .encoder import Encoder, is_normalised, load_backbone, read_model
+from .encoder import Encoder, load_backbone, read_model
 from .rivals import conditional_features, reverse_gradient
 
 # %% ../nbs/13_model.ipynb #deec799b
@@ -151,7 +151,7 @@ def save_stock(model: Recogniser, folder: Path) -> None:
     stock = to_transformers(model)
     stock.save_pretrained(folder)
     mask = stock.config.feat_extract_norm == 'layer'
-    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=is_normalised(stock.config), padding_value=0.,
+    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=getattr(stock.config, 'do_normalize', True), padding_value=0.,
                              return_attention_mask=mask).save_pretrained(folder)
 
 def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on the CPU, in evaluation mode

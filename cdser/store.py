@@ -200,12 +200,7 @@ class Run:
 
     @cached_property
     def experiment(self) -> Experiment:
-        values = self.config['experiment']
-        try:
-            stored = from_dict(values)
-        except BadInput as err:
-            raise self.refuse('config.json', err) from err
-        return self.asked or stored
+        return self.asked or from_dict(self.config['experiment'])
 
     @property
     def names(self) -> dict[str, str]: # 'source', 'target' -> name of the corpus
