@@ -20,7 +20,8 @@ import soundfile as sf
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
 from .config import LABELS, SAMPLE_RATE, BadInput, as_path, check_component
-from .files import build_folder, content_digest, locked, write_csv
+from .corpora import write_csv
+from .files import build_folder, content_digest, locked
 
 # %% ../nbs/03_synthetic.ipynb #3bdcb965
 @dataclass(frozen=True)
