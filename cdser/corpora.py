@@ -150,17 +150,12 @@ def utterance_names(table: pd.DataFrame) -> list[str]: # (n,) path, or path#STAR
     return [path if np.isnan(start) else f'{path}#{start:.10g}-{end:.10g}'
             for path, start, end in zip(table.path, table.start, table.end)]
 
-def overlaps(table: pd.DataFrame) -> list[tuple[str, str]]: # two names
-    "Utterances that share a part of a recording with an earlier one."
+def overlaps(table: pd.DataFrame) -> list[str]: # names
+    "Utterances that begin before an earlier part of the same recording ends."
     spans = table.assign(name=utterance_names(table)).fillna({'start': 0, 'end': np.inf})
-    spans = spans[spans.path.duplicated(keep=False)].sort_values(['path', 'start', 'end'], ignore_index=True)
-    pairs, last = [], 0
-    for row in spans.itertuples():
-        if row.Index and row.path == spans.path[last] and row.start < spans.end[last]:
-            pairs.append((spans.name[last], row.name))
-        if row.path != spans.path[last] or row.end > spans.end[last]:
-            last = row.Index
-    return pairs
+    spans = spans[spans.path.duplicated(keep=False)].sort_values(['path', 'start', 'end'])
+    latest = spans.groupby('path').end.cummax().groupby(spans.path).shift()
+    return spans.name[spans.start < latest].tolist()
 
 # %% ../nbs/02_corpora.ipynb #71f0d2b9
 @dataclass(frozen=True)
@@ -195,8 +190,8 @@ def doubts(corpus: Corpus) -> list[tuple[str, str]]: # kind, one line
         two = f'the {column}s {shown(spelling)} and {shown(other)} are two; spell them alike if they are one'
         missing = f'{shown(spelling)} is taken for a {column}; leave it empty if it means that none is known'
         lines.append(('spelling', two if other else missing))
-    for name, other in overlaps(corpus.table):
-        lines.append(('overlap', f'{shown(name)} and {shown(other)} overlap'))
+    for name in overlaps(corpus.table):
+        lines.append(('overlap', f'{shown(name)} overlaps an earlier part of its recording'))
     if corpus.overruled:
         lines.append(('label map', f'the column label differs from the label map in {corpus.overruled} rows; '
                       'the map counts'))
@@ -228,8 +223,6 @@ def as_columns(table: pd.DataFrame, name: str) -> pd.DataFrame: # those of COLUM
     table = table.reset_index(drop=True)
     columns = {column: (as_numbers if column in NUMBERS else as_texts)(table, column, name)
                for column in COLUMNS if column in table}
-    if 'sample_rate' in columns and (columns['sample_rate'] % 1 == 0).all():
-        columns['sample_rate'] = columns['sample_rate'].astype(np.int64)
     return pd.DataFrame(columns, index=table.index)
 
 # %% ../nbs/02_corpora.ipynb #a469a1f1
@@ -319,8 +312,6 @@ def write_manifest(table: pd.DataFrame, path: Path) -> None:
 def released(name: str) -> pd.DataFrame: # COLUMNS without label, start and end, one row per released file
     "What is known of the files of a release. Raises `BadInput` if there is no manifest of it."
     path = shipped(f'{name}.csv')
-    if not re.fullmatch(r'\w+', str(name)) or not path.is_file():
-        raise BadInput(f'{name}: no manifest of a release of that name is known')
     return as_columns(read_csv(path), str(path))
 
 # %% ../nbs/02_corpora.ipynb #5ce2f9b0

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput, as_path, check_component, shown
-from .corpora import (AUDIO, UNPRINTABLE, as_columns, brief, check_rows, check_table, read_csv,
+from .corpora import (AUDIO, as_columns, brief, check_rows, check_table, read_csv,
                            read_text, tidy, write_csv)
 from .files import build_folder, check_apart
 
@@ -37,9 +37,6 @@ def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relativ
                             key=lambda name: (os.path.islink(os.path.join(folder, name)), name)) # links last
         paths += [os.path.join(folder, name)[start:].replace(os.sep, '/') for name in names
                   if not name.startswith('.') and os.path.splitext(name)[1].lower() in suffixes]
-    for path in paths:
-        if UNPRINTABLE.search(path):
-            raise BadInput(f'{root}: the file name {shown(path)} cannot be printed; rename it')
     return [PurePosixPath(path) for path in sorted(paths)]
 
 # %% ../nbs/07_readers.ipynb #5a1e0c06
@@ -241,7 +238,9 @@ ASIDE = { # recordings that are left out on purpose: whole dialogues, MP3 copies
 
 # %% ../nbs/07_readers.ipynb #5a1e0c29
 def read_release(name: str, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    "What a corpus's reader makes of a folder, and the recordings that it does not recognise. Raises `BadInput`."
+    """What a corpus's reader makes of a folder, and the recordings that it does not recognise.
+
+    Raises `BadInput` if no reader has its name."""
     if os.path.exists(root / 'dataset_info.json') or os.path.exists(root / 'dataset_dict.json'):
         raise BadInput(f'{root}: is a folder of the datasets library; bring it in with cdser import-dataset')
     if name not in READERS:
@@ -256,16 +255,13 @@ def open_dataset(saved: Path) -> dict: # name of a part, '' if there is only one
     "The parts of a saved data set. Raises `BadInput` if it cannot be read."
     try:
         from datasets import DatasetDict, load_from_disk
-    except ImportError as err:
-        raise BadInput("import_dataset needs the datasets library: pip install 'cdser[datasets]'") from err
-    try:
         data = load_from_disk(os.path.abspath(saved))
         parts = dict(data) if isinstance(data, DatasetDict) else {'': data}
         for part in parts.values():
             part.data.validate(full=True) # false offsets would end the process
     except Exception as err: # of three libraries
-        raise BadInput(f'{saved}: cannot be read ({type(err).__name__}: {brief(err)}); '
-                       'name a folder that save_to_disk wrote') from err
+        raise BadInput(f'{saved}: cannot be read ({type(err).__name__}: {brief(err)}); name a folder that '
+                       "save_to_disk wrote, and pip install 'cdser[datasets]'") from err
     return parts
 
 # %% ../nbs/07_readers.ipynb #5a1e0c25

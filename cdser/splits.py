@@ -68,7 +68,9 @@ def fold_of(table: pd.DataFrame,
         raise BadInput(f'folds: {folds} folds need as many speakers or sessions, and there are {count}')
     if protocol != 'k_fold' and count != folds:
         raise BadInput(f'folds: {protocol} makes {count} folds here, not {folds}')
-    return stratified(table, group, folds) if protocol == 'k_fold' else np.unique(group, return_inverse=True)[1]
+    if protocol != 'k_fold':
+        return np.unique(group, return_inverse=True)[1]
+    return stratified(table, group, folds)
 
 # %% ../nbs/04_splits.ipynb #b264ba57
 def hold_out(table: pd.DataFrame,

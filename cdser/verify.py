@@ -6,9 +6,9 @@
 __all__ = ['BANDS', 'SLOTS', 'WINDOW', 'HOP', 'EDGES', 'FIRST_BINS', 'HANN', 'NEAR', 'TILE', 'CLIPPED', 'UNREAD', 'PUBLISHED',
            'SCENARIOS', 'ERRORS', 'WARNINGS', 'KINDS', 'UNSEEN', 'MEANT', 'sketch', 'clips', 'inspect_recording',
            'inspect_all', 'recording_findings', 'tails', 'compare', 'compare_with_release', 'repeated', 'count_labels',
-           'compare_counts', 'count_scenarios', 'audit_corpus', 'audit_roles', 'Verification', 'heading', 'by_kind',
-           'of_splits', 'verdict', 'verify', 'audit_folds', 'audit_summary', 'audit_copy', 'in_both',
-           'check_replaceable', 'write_split']
+           'compare_counts', 'count_scenarios', 'audit_corpus', 'Verification', 'heading', 'by_kind', 'of_splits',
+           'verdict', 'verify', 'audit_folds', 'audit_summary', 'audit_copy', 'in_both', 'check_replaceable',
+           'write_split']
 
 # %% ../nbs/08_verify.ipynb #2873cda0
 import os, re, time
@@ -71,15 +71,12 @@ def clips(sketches: Sequence[np.ndarray | None], # (n,) of (SLOTS * BANDS,)
 
 # %% ../nbs/08_verify.ipynb #5a536bcb
 CLIPPED = .001 # share of samples at full scale from which a recording counts as clipped
-UNREAD = dict(sha256='', seconds=np.nan, rate=np.nan, clipped=0., sketch=None,
-              wrong=('missing', 'is in the table'))
+UNREAD = dict(seconds=np.nan, rate=np.nan, clipped=0., sketch=None)
 
 def inspect_recording(path: Path,
                       segments: Sequence[tuple[float, float]] = ((np.nan, np.nan),), # seconds; NaN: all of it
-                     ) -> list[dict]: # for each, with the keys of UNREAD; wrong: None, or a kind and a detail
+                     ) -> list[dict]: # for each: facts; wrong: None, or a kind and a detail
     "Facts about a recording's segments from reading it once."
-    if not os.path.isfile(path):
-        return [UNREAD] * len(segments)
     try:
         digest, readings = content_digest(path), read_each(path, segments)
     except BadInput as err:
@@ -89,7 +86,7 @@ def inspect_recording(path: Path,
         if isinstance(reading, BadInput):
             why = str(reading).removeprefix(f'{path}: ')
             beyond = np.isfinite(end) and 'behind the recording' in why
-            kind = 'beyond the end' if beyond else 'unreadable'
+            kind = 'beyond the end' if beyond else 'unreadable' if os.path.isfile(path) else 'missing'
             facts.append(UNREAD | dict(sha256=digest, wrong=(kind, why)))
         else:
             drawn = None if reading.wrong else sketch(reading.samples)
@@ -97,7 +94,7 @@ def inspect_recording(path: Path,
                               clipped=reading.clipped, sketch=drawn, wrong=reading.wrong))
     return facts
 
-def inspect_all(corpus: Corpus, progress: bool) -> pd.DataFrame: # columns: keys of UNREAD
+def inspect_all(corpus: Corpus, progress: bool) -> pd.DataFrame: # as of `inspect_recording`
     "Read every recording once; one row per utterance."
     segments, facts = corpus.table[['start', 'end']].to_numpy(np.float64), {}
     rows = corpus.table.groupby('path', sort=False).indices
@@ -113,8 +110,8 @@ def recording_findings(names: list[str], facts: pd.DataFrame) -> list[tuple]: # 
     problems = [(name, *wrong) for name, wrong in zip(names, facts.wrong) if wrong is not None]
     problems += [(name, 'clipped', f'{share:.1%} of the samples are at full scale')
                  for name, share in zip(names, facts.clipped) if share > CLIPPED]
-    problems += [(name, 'long', f'lasts {seconds:.1f} s; runs use the first {most:g} s unless max_seconds says '
-                  'otherwise') for name, seconds in zip(names, facts.seconds) if seconds > most]
+    problems += [(name, 'long', f'lasts {seconds:.1f} s; runs use the first {most:g} s unless max_seconds '
+                  'says otherwise') for name, seconds in zip(names, facts.seconds) if seconds > most]
     return problems
 
 # %% ../nbs/08_verify.ipynb #aa74661e
@@ -223,31 +220,18 @@ def audit_corpus(corpus: Corpus,
                 ) -> list[Finding]:               # errors first; of a source each kind once
     "Whether a corpus can be trained on, or tested on."
     check_choice('role', role, ROLES)
+    if not len(corpus.table):
+        return [Finding('error', 'no utterances', 'corpus', 'no recording is left that runs can use')]
     try:
-        plan = plan or (plan_folds(corpus) if role == 'target' else {})
-        splits = (split_corpus(corpus, plan, disjoint_texts=disjoint_texts) if role == 'target' else
-                  [source_split(corpus.table, .2, seed) for seed in range(seeds)])
+        if role == 'source':
+            splits = [source_split(corpus.table, .2, seed) for seed in range(seeds)]
+            problems = findings(corpus.table, splits, role, clips)
+            return [*{finding.kind: finding for finding in reversed(problems)}.values()][::-1]
+        plan = plan or plan_folds(corpus)
+        splits = split_corpus(corpus, plan, disjoint_texts=disjoint_texts)
+        return findings(corpus.table, splits, role, clips, plan['protocol'], disjoint_texts)
     except BadInput as err:
         return [Finding('error', 'no split', 'corpus', str(err)), *corpus_findings(corpus.table, role)]
-    problems = findings(corpus.table, splits, role, clips, plan.get('protocol', ''), disjoint_texts)
-    if role == 'source':
-        problems = [*{finding.kind: finding for finding in reversed(problems)}.values()][::-1]
-    return problems
-
-def audit_roles(corpus: Corpus, # only what runs can use
-                roles: tuple[str, ...],
-                plan: dict | None,
-                clips: np.ndarray,
-                disjoint_texts: bool,
-               ) -> pd.DataFrame: # role, level, kind, what, detail
-    "The findings in each role."
-    rows = []
-    for role in roles:
-        problems = [Finding('error', 'no utterances', 'corpus', 'no recording is left that runs can use')]
-        if len(corpus.table):
-            problems = audit_corpus(corpus, role, plan if role == 'target' else None, clips, disjoint_texts)
-        rows += [(role, *finding) for finding in problems]
-    return pd.DataFrame(rows, columns=['role', *Finding._fields], dtype=object)
 
 # %% ../nbs/08_verify.ipynb #41d8545a
 ERRORS = ('missing', 'changed', 'relabelled', 'unreadable', 'silent', 'too short', 'not finite',
@@ -356,8 +340,7 @@ def verify(name: str,                     # the corpus
         unlisted = [str(path) for path in find_files(corpus.root, AUDIO) if str(path) not in listed]
     elif shipped(f'{name}.csv').is_file():
         known = check_table(released(name), name, read_label_map(label_map)[name])
-        seen = {problem[:2] for problem in problems}
-        problems += [problem for problem in compare_with_release(table, facts, known) if problem[:2] not in seen]
+        problems += compare_with_release(table, facts, known)
         published = count_labels(known)
     elif name in PUBLISHED and not label_map:
         published = count_labels(pd.DataFrame(dict(session='', label=np.repeat(LABELS, PUBLISHED[name]))))
@@ -374,7 +357,9 @@ def verify(name: str,                     # the corpus
     facts['refused'] = facts.wrong.notna()
     keep = ~facts.refused | (not allow) # what is allowed is done without
     rest = replace(corpus, table=table.assign(sha256=facts.sha256)[keep].reset_index(drop=True))
-    fitness = audit_roles(rest, tuple(roles), plan, facts['clip'][keep].to_numpy(), disjoint_texts)
+    fitness = [(role, *finding) for role in roles
+               for finding in audit_corpus(rest, role, plan, facts['clip'][keep].to_numpy(), disjoint_texts)]
+    fitness = pd.DataFrame(fitness, columns=['role', *Finding._fields], dtype=object)
     if 'two speakers' in allow: # that settles which clips are the same
         fitness.loc[fitness.kind == 'shared clips', 'level'] = 'warning'
     return Verification(corpus, report, counts, facts, time.perf_counter() - start, fitness, tuple(roles))
@@ -418,17 +403,15 @@ def audit_copy(report: Verification,
 # %% ../nbs/08_verify.ipynb #3c1e7a14
 def in_both(report: Verification, other: Verification) -> pd.DataFrame: # path, other, same
     "Utterances of a corpus that another has, by content or by sound."
-    count, names = len(report.facts), other.corpus.names
     clip = clips([*report.facts.sketch, *other.facts.sketch])
-    by_content = {digest: name for digest, name in zip(other.facts.sha256[::-1], names[::-1]) if digest}
-    by_sound = dict(zip(clip[count:][::-1], names[::-1]))
-    rows = []
-    for name, digest, sound in zip(report.corpus.names, report.facts.sha256, clip):
-        if digest in by_content:
-            rows.append((name, by_content[digest], 'content'))
-        elif sound in by_sound:
-            rows.append((name, by_sound[sound], 'sound'))
-    return pd.DataFrame(rows, columns=['path', 'other', 'same'], dtype=object)
+    here = pd.DataFrame(dict(path=report.corpus.names, sha256=report.facts.sha256, clip=clip[:len(report.facts)]))
+    there = pd.DataFrame(dict(path=other.corpus.names, sha256=other.facts.sha256, clip=clip[len(report.facts):]))
+    twins = {column: there[there[column] != ''].drop_duplicates(column).set_index(column).path
+             for column in ('sha256', 'clip')}
+    here = here.assign(other=here.sha256.map(twins['sha256']), same='content')
+    here.loc[here.other.isna(), 'same'] = 'sound'
+    here['other'] = here.other.fillna(here['clip'].map(twins['clip']))
+    return here.loc[here.other.notna(), ['path', 'other', 'same']].reset_index(drop=True)
 
 # %% ../nbs/08_verify.ipynb #5b1f0c28
 def check_replaceable(path: Path, hashed: str, replace: bool) -> None:
@@ -454,10 +437,7 @@ def write_split(table: pd.DataFrame,
     path, frozen = as_path('path', path), freeze(table, splits)
     if path.is_symlink():
         raise BadInput(f'{path}: is a link to {shown(os.readlink(path))}; name the file itself')
-    for split, again in zip(splits, as_splits(frozen, table, path), strict=True):
-        if not all(np.array_equal(getattr(split, part), getattr(again, part)) for part in PARTS):
-            raise BadInput(f'{path}: is not written, since other splits would be read from it; '
-                           'are rows in two parts?')
+    as_splits(frozen, table, path) # raises
     if os.path.lexists(path):
         check_replaceable(path, split_hash(frozen), replace)
     write_csv(frozen, path)

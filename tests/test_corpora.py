@@ -108,12 +108,6 @@ def test_what_spreadsheets_and_people_add_is_read(tmp_path):
     assert read_csv(tmp_path / 'b.csv', ('a',)).to_dict('list') == {'a': ['NA', '03']}
 
 
-def test_numbers_come_back_bit_for_bit(tmp_path):
-    numbers = [*np.random.default_rng(0).normal(size=500), 1e-300, 5e-324, np.nan]
-    write_csv(pd.DataFrame(dict(x=numbers)), tmp_path / 'a.csv')
-    np.testing.assert_array_equal(read_csv(tmp_path / 'a.csv', numbers=('x',)).x, numbers)
-
-
 @pytest.mark.parametrize('lines, message', [
     (['a.wav,joy,s'], "row 2: the label 'joy' is not known; use ang, hap, neu, sad"),
     (['a.wav,ang,s', 'b.wav,hap,s', 'a.wav,ang,s'], 'row 4: a.wav is listed twice, first in row 2'),
@@ -194,11 +188,6 @@ def test_a_speaker_who_may_be_missing_is_named(missing):
     assert ambiguities(table) == [('speaker', missing, '')]
 
 
-@given(TEXT | AWKWARD)
-def test_tidying_twice_is_tidying_once(text):
-    assert tidy(tidy(text)) == tidy(text) == unicodedata.normalize('NFC', tidy(text)).strip()
-
-
 @pytest.mark.parametrize('name', ['emodb', 'iemocap', 'nemo', 'cremad', 'ravdess', 'savee', 'urdu'])
 def test_nothing_in_a_shipped_manifest_is_in_doubt(name):
     assert doubts(Corpus(name, Path(name), check_table(released(name), name, read_label_map()[name]))) == []
@@ -236,9 +225,9 @@ def test_parts_that_cannot_be_are_refused(changes, message):
 
 
 def test_parts_that_overlap_are_named():
-    assert overlaps(check_table(parted(start=[0, 1, 5], end=[4, 2, 6]), 'mine')) == [('a.wav#0-4', 'a.wav#1-2')]
+    assert overlaps(check_table(parted(start=[0, 1, 5], end=[4, 2, 6]), 'mine')) == ['a.wav#1-2']
     table = check_table(parted(start=[0, np.nan, 3.5], end=[4, np.nan, 6]), 'mine')
-    assert overlaps(table) == [('a.wav#0-4', 'a.wav'), ('a.wav', 'a.wav#3.5-6')]
+    assert overlaps(table) == ['a.wav', 'a.wav#3.5-6']
 
 
 # ---- label maps
@@ -360,9 +349,9 @@ def test_links_to_folders_are_followed_and_each_folder_once(tmp_path):
     for link, target in {'disk': '../disk', 'again': 'real', 'real/up': '..', 'disk/round': '../disk'}.items():
         (tmp_path / 'corpus' / link).symlink_to(target if '/' not in link else tmp_path / 'corpus')
     assert list(map(str, find_files(tmp_path / 'corpus', {'.wav', '.flac'}))) == ['disk/deep/b.FLAC', 'real/a.wav']
-    touch(tmp_path, ['corpus/03a01Fa\x1b[2J.wav'])
-    with pytest.raises(BadInput, match='cannot be printed; rename it'):
-        find_files(tmp_path / 'corpus', {'.wav'})
+    touch(tmp_path, ['shemo/F01A01.wav', 'shemo/\x1b[2J/F01A02.wav'])
+    with pytest.raises(BadInput, match='cannot be printed'):
+        load_corpus('shemo', tmp_path)
 
 
 # ---- data sets of the datasets library
