@@ -144,12 +144,6 @@ def test_only_adaptation_without_target_labels_and_common_runs_count():
     assert none.why.startswith('no common seed and fold: proposed − source_only')
 
 
-def test_more_rivals_need_longer_intervals():
-    runs = predictions(dict(proposed=.6, mmd=.5, dann=.1, coral=.1), sentences=5, speakers=8, luck=.05)
-    one, three = row(runs[runs.method.isin(['proposed', 'mmd'])], PAR), row(runs, PAR)
-    assert three.low < one.low < one.value == three.value < one.high < three.high
-
-
 def test_pairs_are_judged_separately_in_order_whatever_the_order_of_rows():
     first = predictions(dict(source_only=.4, proposed=.6), **SMALL)
     second = predictions(dict(source_only=.6, proposed=.4), ('msp_improv', 'iemocap'), **SMALL)
@@ -166,13 +160,10 @@ def test_written_files_hold_the_ledger(tmp_path):
     ledger = claims(predictions(dict(source_only=.4, proposed=.6, no_augmentation=.58, mmd=.5), luck=.1, **SMALL))
     path = write_claims(ledger, tmp_path / 'new')
     pd.testing.assert_frame_equal(pd.read_csv(path), ledger, check_exact=False, rtol=0, atol=1e-4)
-    caption, _, header, _, *lines = path.with_suffix('.md').read_text(encoding='utf-8').splitlines()
-    assert all(f'*{verdict}*' in caption.lower() for verdict in VERDICTS)
-    at = header.split(' | ').index('value (interval)')
+    lines = path.with_suffix('.md').read_text(encoding='utf-8').splitlines()[4:]
     for line, found in zip(lines, ledger.itertuples(), strict=True):
         interval = f'{found.value:+.1f} ({max(found.low, -100):+.1f} to {found.high:+.1f})'
-        assert f'**{found.verdict}**' in line
-        assert line.split(' | ')[at] == ('–' if np.isnan(found.value) else interval)
+        assert f'**{found.verdict}** | {"–" if np.isnan(found.value) else interval} |' in line
 
 
 def test_runs_that_cannot_be_judged_are_refused():

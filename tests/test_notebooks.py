@@ -157,7 +157,8 @@ def places(studios, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp('places')
     for name, copied in (('studio_a', 'studio_a'), ('studio_b', 'studio_b'), ('studio_a', 'again')):
         shutil.copytree(studios / name, folder / 'corpora' / copied)
-    return dict(corpora_root=str(folder / 'corpora'), runs_dir=str(folder / 'runs'), figures_dir=str(folder / 'figures'))
+    return {f'{name}_{kind}': str(folder / name)
+            for name, kind in (('corpora', 'root'), ('runs', 'dir'), ('figures', 'dir'))}
 
 
 @pytest.fixture
@@ -169,11 +170,13 @@ def ends(places, monkeypatch):
     monkeypatch.setattr(cdser.runs, 'run_missing', stop)
 
     def how(notebook, times=1, **parameters):
-        corpora = dict(corpora='studio_a,studio_b') if notebook == '93_corpora_matrix' else dict(pairs='studio_a>studio_b')
+        asked = 'corpora', 'studio_a,studio_b' # of 93
+        if notebook != '93_corpora_matrix':
+            asked = 'pairs', 'studio_a>studio_b'
         names, message = {}, ''
         for _ in range(times):
             try:
-                plan(notebook, names, **{**SHORT, **places, **corpora, **parameters})
+                plan(notebook, names, **{**SHORT, **places, asked[0]: asked[1], **parameters})
             except (Trained, BadInput) as err:
                 message = str(err) or 'Trained'
         return message
@@ -290,7 +293,8 @@ def wav2vec2(tmp_path_factory) -> Path:
 
 def test_the_paper_profile_runs_on_releases_and_a_saved_encoder(tmp_path, wav2vec2):
     trees = paper_trees(tmp_path / 'corpora', per_speaker=1)
-    written = run(tmp_path, trees, '90_reproduce', profile='paper', encoder=str(wav2vec2), seeds=1, epochs=3, settings={})
+    written = run(tmp_path, trees, '90_reproduce', profile='paper', encoder=str(wav2vec2), seeds=1, epochs=3,
+                  settings={})
     table = pd.read_csv(written / 'table1_cross_corpus.csv')
     assert set(zip(table.source, table.target)) == {('iemocap', 'msp_improv'), ('msp_improv', 'iemocap')}
     assert len(table) == 8 and len(pd.read_csv(written / 'table2_ablation.csv')) == 5
@@ -307,10 +311,9 @@ def test_without_seeds_the_paper_profile_tests_every_session_once():
     plans = {'iemocap': dict(protocol='leave_one_session_out', folds=5),
              'msp_improv': dict(protocol='leave_one_session_out', folds=6)}
     planned = main_experiments(parse_pairs(PROFILES['paper'].pairs), PROFILES['paper'].seeds, plans)
-    for target, how in plans.items():
-        for setup, _ in ROWS:
-            folds = [e.fold for e in planned if (e.target, e.setup) == (target, setup)]
-            assert folds == list(range(how['folds']))
+    tested = [(e.target, e.setup, e.fold) for e in planned]
+    assert sorted(tested) == sorted((target, setup, fold) for target, how in plans.items() for setup, _ in ROWS
+                                    for fold in range(how['folds']))
 
 
 def test_ten_recordings_and_a_csv_of_three_columns_go_through_the_notebook(tmp_path, studios):
