@@ -24,7 +24,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from .config import LABELS, PROPOSED, ROWS, BadInput, method_name
 from .evaluate import confusion
-from .files import write_file, writing
+from .files import make_folder, write_file, writing
 from .report import cell, pairs_of, within_scale, words
 from .runs import Run
 
@@ -41,11 +41,11 @@ LINES, MARKERS = ('-', '--', '-.', ':'), 'os^v' # of setups, emotions and terms,
 
 def style():
     "The settings of all figures, as a context or a decorator; it begins with matplotlib's defaults."
-    ours = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 8, 'axes.titlesize': 8,
-            'axes.labelsize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'legend.fontsize': 7,
-            'legend.title_fontsize': 7, 'legend.frameon': False, 'figure.dpi': 100, 'svg.hashsalt': 'cdser',
-            'svg.fonttype': 'path'}
-    return mpl.style.context(['default', sns.axes_style('ticks'), sns.plotting_context('paper'), ours])
+    return mpl.style.context(['default', sns.axes_style('ticks'), sns.plotting_context('paper'), {
+        'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 8, 'axes.titlesize': 8,
+        'axes.labelsize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'legend.fontsize': 7,
+        'legend.title_fontsize': 7, 'legend.frameon': False, 'figure.dpi': 100,
+        'svg.hashsalt': 'cdser', 'svg.fonttype': 'path'}])
 
 def styled(draw):
     "A function that makes a figure, under the settings of `style`, late ticks included."
@@ -62,7 +62,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]: # the tw
     "Write a figure as PNG, 200 dots per inch, and as SVG."
     folder = Path(folder)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     files = [folder / f'{name}.png', folder / f'{name}.svg']
     for file, metadata in zip(files, ({'Software': None}, {'Date': None})):
         drawn = io.BytesIO()
@@ -185,9 +185,8 @@ def figure_weights(table: pd.DataFrame, # of one pair: `parameter`, the paramete
     sns.heatmap(means, cmap='Blues', annot=True, fmt='.0f', annot_kws=dict(size=7), ax=heat,
                 xticklabels=[f'{w:g}' for w in means.columns], yticklabels=[f'{w:g}' for w in means.index],
                 cbar_kws=dict(label='UAR, %'))
-    x, y = paper.contrastive.iloc[0], paper.information.iloc[0]
-    if x in means.columns and y in means.index:
-        at = means.columns.get_loc(x), means.index.get_loc(y)
+    at = [axis.get_indexer(paper[axis.name])[0] for axis in (means.columns, means.index)] # -1: not in the map
+    if min(at) >= 0:
         heat.add_patch(Rectangle(at, 1, 1, fill=False, ec=ORANGE, lw=1.5, clip_on=False, zorder=3))
     heat.invert_yaxis()
     heat.tick_params(axis='y', rotation=0)
@@ -244,8 +243,8 @@ def figure_distance(table: pd.DataFrame, # of `compare_methods`, one row per pai
         draw_estimate(axes, row, 'gain', y, BLUE)
     axes.axvline(0, color='.6', lw=.8, zorder=0)
     axes.set(xlabel='gain, points (filled: p < .05)', ylabel=f'pair, by {label}', ylim=(-.6, len(rows) - .4))
-    names = [f'{row["source"]} → {row["target"]}  {row["distance"]:.2f}' for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), [f'{row["source"]} → {row["target"]}  {row["distance"]:.2f}'
+                                       for row in rows])
     return figure
 
 # %% ../nbs/32_figures.ipynb #012ec22c
@@ -309,8 +308,8 @@ def figure_embeddings(before: Run, after: Run) -> Figure:
                 axes.scatter(some.x, some.y, s=11, lw=0, alpha=.8, marker=markers[value], color=looks[value])
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        pair = f'{literal(e.source)} → {literal(e.target)}'
-        column[0].set_title(f'{title} adaptation: {SETUP_NAMES[e.setup]}\n{pair}, seed {e.seed}')
+        column[0].set_title(f'{title} adaptation: {SETUP_NAMES[e.setup]}\n'
+                            f'{literal(e.source)} → {literal(e.target)}, seed {e.seed}')
     for axes, looks, title in zip(panels[:, 1], colours.values(), ('emotion', 'corpus')):
         keys = [Line2D([], [], ls='', marker=marker, ms=4, color=colour)
                 for marker, colour in zip(MARKERS, looks.values())]
@@ -342,15 +341,14 @@ def figure_training(runs: list[Run], # of one pair
         axes.axhline(CHANCE, color='.6', ls=(0, (1, 3)), lw=1, label='chance')
         axes.set(title=title, xlabel='epoch', ylabel='UAR, %')
     for run in runs:
-        best, colour = run.metrics['best_epoch'], SETUP_COLOURS[run.experiment.setup]
-        middle.plot(best, run.history.test_uar[best] * 100, 'o', ms=3.5, color=colour)
+        best = run.metrics['best_epoch']
+        middle.plot(best, run.history.test_uar[best] * 100, 'o', ms=3.5,
+                    color=SETUP_COLOURS[run.experiment.setup])
     adapted = [run.history for run in runs if run.experiment.setup == 'unlabelled_target']
     for term, colour, line in zip(PROPOSED, (ORANGE, GREEN, BLUE, PINK), LINES):
         draw_curves(right, [history[term] for history in adapted], colour, line, term)
     right.set(title='loss terms, unlabelled target', xlabel='epoch', ylabel='nats')
-    low, high = right.get_ylim()
-    right.set_ylim(low, high + .45 * (high - low)) # room for the legend
-    right.legend(loc='upper right')
+    right.legend(loc='upper center', bbox_to_anchor=(.5, -.33), ncols=2).set_in_layout(False)
     left.plot([], [], 'o', ms=3.5, color='black', label='chosen epoch')
     figure.legend(handles=left.get_legend_handles_labels()[0], loc='outside lower left', ncols=3)
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from .config import ABLATIONS, LABELS, ROWS, BadInput
 from .evaluate import Estimate, compare, estimate, holm, recalls, war
-from .files import write_file, writing
+from .files import make_folder, write_file, writing
 
 # %% ../nbs/31_report.ipynb #58ec731e
 KEYS = ['source', 'target', 'setup', 'method', 'shots']
@@ -22,12 +22,12 @@ def cell(predictions: pd.DataFrame, # of runs.gather
         ) -> pd.DataFrame:
     "The rows of one cell. Raises `BadInput` if there are none, or if a seed and fold occur twice."
     rows = predictions[(predictions[KEYS[:len(key)]] == list(key)).all(axis=1)]
-    named = dict(zip(KEYS, key))
     if not len(rows):
-        raise BadInput(f'runs: none has {named}; run the grid of 90_reproduce with these corpora first')
+        raise BadInput(f'runs: none has {dict(zip(KEYS, key))}; '
+                       'run the grid of 90_reproduce with these corpora first')
     if rows.duplicated(['seed', 'fold', 'path']).any():
-        raise BadInput(f'runs: {named} has several runs of one seed and fold; give runs of one grid, '
-                       'and shots if there are several')
+        raise BadInput(f'runs: {dict(zip(KEYS, key))} has several runs of one seed and fold; '
+                       'give runs of one grid, and shots if there are several')
     return rows
 
 def pairs_of(table: pd.DataFrame) -> list[tuple[str, str]]: # (source, target), in order of appearance
@@ -51,11 +51,11 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame, name: str) -> dict:
     by_run = [(war(run.label, run.prediction), *recalls(run.label, run.prediction))
               for _, run in cell.groupby(['seed', 'fold'])]
     mean_war, *mean_recalls = 100 * pd.DataFrame(by_run).mean() # of the runs in which an emotion occurs
-    processors = '; '.join(sorted(set(cell.processor))) if 'processor' in cell else ''
     return dict(**{column: key[column] for column in KEYS[:4]}, **in_percent('uar', uar), war_mean=mean_war,
                 runs=uar.runs, **in_percent(name, difference), p=difference.p, effect=difference.effect,
                 validated_on=cell.validated_on.iloc[0], seeds=cell.seed.nunique(), folds=cell.fold.nunique(),
-                speakers=uar.speakers, shots=key['shots'], processors=processors,
+                speakers=uar.speakers, shots=key['shots'],
+                processors='; '.join(sorted(set(cell.get('processor', [])))),
                 **{f'recall_{word}': recall for word, recall in zip(LABELS, mean_recalls)})
 
 # %% ../nbs/31_report.ipynb #aedcdf04
@@ -149,9 +149,8 @@ def computed_on(table: pd.DataFrame) -> str: # '' if one processor computed all,
     "A sentence for the caption of a table that mixes runs of several processors."
     processors = table.get('processors', pd.Series(dtype=str)).dropna().str.split('; ').explode()
     names = sorted(set(processors) - {''})
-    if len(names) < 2:
-        return ''
-    return f' Runs of {len(names)} processors are mixed, whose last bits may differ: {"; ".join(names)}.'
+    mixed = f' Runs of {len(names)} processors are mixed, whose last bits may differ: {"; ".join(names)}.'
+    return mixed if len(names) > 1 else ''
 
 def write_table(table: pd.DataFrame, # of `compare_methods`, or another with its `as_text`
                 folder: Path,        # created if missing
@@ -162,7 +161,7 @@ def write_table(table: pd.DataFrame, # of `compare_methods`, or another with its
     "Write a table as CSV, to four decimal places, and as Markdown."
     folder = Path(folder)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     write_file(folder / f'{name}.csv', table.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
     write_file(folder / f'{name}.md', f'{caption}{computed_on(table)}\n\n{markdown(as_text(table))}')
     return folder / f'{name}.csv'
