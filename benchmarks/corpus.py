@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from cdser.audio import FORMAT, in_threads, seal
-from cdser.config import LABELS, SAMPLE_RATE
+from cdser.audio import in_threads
+from cdser.audio_store import FORMAT
+from cdser.config import LABELS, SAMPLE_RATE, content_hash
 from cdser.corpora import released
 from cdser.synthetic import STUDIO_A, generate
 from side_by_side import about, record
@@ -45,18 +46,16 @@ def write_corpus(folder: Path, files: int) -> float: # hours of audio
     return sum(seconds) / 3600
 
 
-def silent_store(place: Path, lengths: np.ndarray, max_seconds: float | None) -> None:
-    "A store as decoding leaves it, of so many 16-bit samples each, all zero: as large as a real one, but sparse."
+def silent_store(folder: Path, digests: list[str], lengths: np.ndarray, max_seconds: float | None) -> None:
+    "A store as decoding recordings leaves it, of so many samples each, all zero: as large as a real one, but sparse."
+    place = folder / content_hash([FORMAT, digests, max_seconds, None])
     place.mkdir(parents=True)
-    sizes = 2 * lengths + 2 * lengths % 4
-    index = np.cumsum([0, *sizes[:-1]]), lengths, np.full(len(lengths), 2), np.arange(len(lengths))
-    np.save(place / 'index.npy', np.stack(index).astype(np.int64))
-    with open(place / 'samples', 'wb') as file: file.truncate(int(sizes.sum()))
-    files = {}
-    for name in ('samples', 'index.npy'):
-        with open(place / name, 'rb') as file: files[name] = hashlib.file_digest(file, 'sha256').hexdigest()
-    about = dict(format=FORMAT, key=place.name, max_seconds=max_seconds, recordings=len(lengths), files=files, digest='0' * 12)
-    (place / 'store.json').write_text(json.dumps({**about, 'seal': seal(about)}))
+    with open(place / 'samples', 'wb') as file:
+        file.truncate(4 * int(lengths.sum()))
+    with open(place / 'samples', 'rb') as file:
+        whole = hashlib.file_digest(file, 'sha256').hexdigest()
+    index = dict(format=FORMAT, key=place.name, samples=whole, lengths=lengths.tolist(), contents=digests)
+    (place / 'store.json').write_text(json.dumps({**index, 'seal': content_hash(index)}))
 
 
 def run_step(step: str, root: Path, runs_dir: Path) -> None:
@@ -65,7 +64,7 @@ def run_step(step: str, root: Path, runs_dir: Path) -> None:
     else: from cdser.runs import open_recordings
     start = time.perf_counter()
     if step == 'verify': assert verify('large', root / 'large', progress=False).ok
-    else: assert open_recordings('large', root, runs_dir, 15.).digest
+    else: assert open_recordings('large', root, runs_dir, 15.).store.digest
     seconds = time.perf_counter() - start
     print(json.dumps(dict(seconds=seconds, peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)))
 

@@ -18,10 +18,10 @@ import datasets
 import numpy as np
 import soundfile as sf
 
-from cdser.audio import as_float, open_store, resample, store_key
+from cdser.audio import resample
+from cdser.audio_store import digest_files, open_store
 from cdser.config import SAMPLE_RATE
 from cdser.corpora import load_corpus, released
-from cdser.files import SETTLED, content_digests
 from corpus import silent_store, write_corpus
 from side_by_side import about, record
 
@@ -39,7 +39,7 @@ def per_item(paths: list[Path], folder: Path, repeats: int) -> dict: # way -> se
     def decoded(file):
         samples, rate = sf.read(file, dtype='float32', always_2d=True)
         return resample(samples.mean(1) if samples.shape[1] > 1 else samples[:, 0], rate)
-    ways = {'AudioStore': lambda i: as_float(store[i]),
+    ways = {'AudioStore': lambda i: store[i],
             'soundfile, each file': lambda i: decoded(paths[i]),
             'datasets, stored bytes': lambda i: decoded(io.BytesIO(data[i]['audio']['bytes']))}
     order, found = np.random.default_rng(0).permutation(len(paths)).tolist(), {name: [] for name in ways}
@@ -59,8 +59,8 @@ def open_hours(hours: float, folder: Path) -> dict: # seconds, megabytes of the 
     (folder / 'files').mkdir(parents=True)
     paths = [folder / 'files' / f'{i}.wav' for i in range(len(lengths))]
     for path in paths: path.touch()
-    silent_store(folder / 'store' / store_key(content_digests(paths)), lengths, None)
-    time.sleep(SETTLED / 1e9) # digests are kept of files that have not just been written
+    silent_store(folder / 'store', digest_files(folder / 'store', paths), lengths, None)
+    time.sleep(2) # digests are kept of files that have not just been written
     start = time.perf_counter()
     open_store(folder / 'store', paths)
     first = time.perf_counter() - start # all is hashed

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile as sf
 from scipy.signal import resample_poly
 
-from cdser.audio import as_float, open_store
+from cdser.audio_store import open_store
 from cdser.config import SAMPLE_RATE
 from cdser.corpora import load_corpus
 from cdser.synthetic import write_studios
@@ -41,7 +41,7 @@ def measure(name: str, root: Path, folder: Path, copies: int) -> dict:
     store, rng = open_store(folder / name, load_corpus(name, root).paths), np.random.default_rng(0)
     drawn = np.stack([sketch(store[i]) for i in range(len(store))])
     lowest, chosen = {}, rng.choice(len(store), min(copies, len(store)), replace=False)
-    for kind, change in COPIES.items(): lowest[kind] = min(float(sketch(change(as_float(store[i]), rng)) @ drawn[i]) for i in chosen)
+    for kind, change in COPIES.items(): lowest[kind] = min(float(sketch(change(store[i], rng)) @ drawn[i]) for i in chosen)
     return dict(recordings=len(store), highest_of_two=float((drawn @ drawn.T - 2 * np.eye(len(drawn))).max()), lowest_of_copies=lowest)
 
 

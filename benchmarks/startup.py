@@ -27,10 +27,9 @@ BEGAN = time.perf_counter()
 
 def write_corpus(folder: Path, hours: float, max_seconds: float) -> None:
     "Empty recordings, a manifest, and the store that decoding them would have left."
-    from cdser.audio import store_key
+    from cdser.audio_store import digest_files
     from cdser.config import LABELS, SAMPLE_RATE
     from cdser.corpora import load_corpus, released
-    from cdser.files import SETTLED, content_digests
     from cdser.runs import open_recordings
     from corpus import silent_store
     seconds = released('iemocap').duration_s.clip(upper=max_seconds)
@@ -40,9 +39,9 @@ def write_corpus(folder: Path, hours: float, max_seconds: float) -> None:
     names = [f'audio/{i}.wav' for i in range(len(lengths))]
     for name in names: (corpus / name).touch()
     (corpus / 'manifest.csv').write_text('path,label,speaker\n' + '\n'.join(f'{name},{LABELS[i % 4]},s{i % 50}' for i, name in enumerate(names)))
-    digests = content_digests(load_corpus('large', folder / 'corpora').paths)
-    silent_store(folder / 'runs' / 'audio' / store_key(digests, max_seconds), lengths, max_seconds)
-    time.sleep(SETTLED / 1e9) # digests are kept of files that have not just been written
+    digests = digest_files(folder / 'runs' / 'audio', load_corpus('large', folder / 'corpora').paths)
+    silent_store(folder / 'runs' / 'audio', digests, lengths, max_seconds)
+    time.sleep(2) # digests are kept of files that have not just been written
     open_recordings('large', folder / 'corpora', folder / 'runs', max_seconds)
 
 
