@@ -244,7 +244,7 @@ MEANT = dict(source='training, as source', target='testing, as target')
 
 @dataclass(frozen=True)
 class Verification:
-    "What was found in a copy of a corpus."
+    "Everything that verification finds in a copy of a corpus."
     corpus: Corpus
     findings: pd.DataFrame # level, kind, path, detail: of the copy; `path` is the name of an utterance, or ''
     counts: pd.DataFrame   # utterances by session and label, published ones beside them
