@@ -5,7 +5,7 @@ RUN := .venv/bin
 # processes that share the tests; each takes up to 3 GB
 JOBS ?= 2
 
-.PHONY: reproduce evidence test lint audit lab bench clean
+.PHONY: reproduce evidence test lowest lint audit lab bench clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: .venv/ready ## every table and figure on generated speech, into paper_figures/demo
@@ -21,6 +21,11 @@ evidence: reproduce ## labels, weights, pairs of corpora, rivals and the ledger 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
 	OMP_NUM_THREADS=1 $(RUN)/nbdev_test --path nbs --n_workers $(JOBS)
 	$(RUN)/python -m pytest tests -n $(JOBS)
+
+lowest: ## training, runs, audio and commands with the lowest versions that settings.ini allows; downloads them
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt . pytest hypothesis psutil
+	.venv-lowest/bin/python -m pytest tests/test_training.py tests/test_store.py tests/test_audio.py tests/test_export.py tests/test_cli.py
 
 lint: .venv/ready ## faults that can be seen without running anything
 	$(RUN)/ruff check
@@ -50,4 +55,4 @@ bench: .venv/bench ## side-by-side measurements, into benchmarks/results, and th
 	touch .venv/ready
 
 clean: ## all that the other targets made, except paper_figures
-	rm -rf .venv runs corpora build *.egg-info
+	rm -rf .venv .venv-lowest runs corpora build *.egg-info

@@ -337,7 +337,7 @@ def make_corpus(name: str, root: Path, table: pd.DataFrame, where: Path, label_m
     counts = Counter(kind for kind, _ in lines)
     for kind, text in dict(reversed(lines)).items(): # the first of each kind
         more = f' (and {counts[kind] - 1} more of the kind; cdser verify lists them)' * (counts[kind] > 1)
-        warnings.warn(f'{where}: {text}{more}', CorpusWarning) # from one line, so that each is given once
+        warnings.warn(f'{where}: {text}{more}', CorpusWarning) # noqa: B028 (from one line, so that each is given once)
     return corpus
 
 # %% ../nbs/02_corpora.ipynb #2e6c18d5

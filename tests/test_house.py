@@ -50,6 +50,16 @@ def test_what_is_installed_is_what_is_pinned():
         assert Version(installed).public == exact.version, f'{name} {installed} is installed, and {exact.version} pinned'
 
 
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    lines = (ROOT / 'constraints-lowest.txt').read_text(encoding='utf-8').splitlines()[1:]
+    lowest = {name: Version(exact) for name, exact in (line.split('==') for line in lines)}
+    allowed = {}
+    for requirement in map(Requirement, SETTINGS['requirements'].split()):
+        [bound] = [clause for clause in requirement.specifier if clause.operator == '>=']
+        allowed[requirement.name] = Version(bound.version)
+    assert lowest == allowed
+
+
 PACKAGE, UNKNOWN = dict(name='a', version='1', vulns=[]), dict(name='b', skip_reason='not found')
 WEAK = dict(name='c', version='2', vulns=[dict(id='CVE-1', fix_versions=['3'])])
 
