@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'CHANCE', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'SETUP_COLOURS', 'SETUP_NAMES', 'EMOTION_COLOURS',
-           'LINES', 'MARKERS', 'style', 'styled', 'save_figure', 'literal', 'drawable', 'row_names', 'panels_of',
-           'draw_estimate', 'figure_methods', 'figure_labels', 'figure_weights', 'figure_matrix', 'figure_distance',
+           'LINES', 'MARKERS', 'style', 'styled', 'save_figure', 'row_names', 'panels_of', 'draw_estimate',
+           'figure_methods', 'figure_labels', 'figure_weights', 'figure_matrix', 'figure_distance',
            'figure_architecture', 'projection', 'figure_embeddings', 'draw_curves', 'figure_training',
            'figure_confusion']
 
@@ -45,7 +45,7 @@ def style():
         'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 8, 'axes.titlesize': 8,
         'axes.labelsize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'legend.fontsize': 7,
         'legend.title_fontsize': 7, 'legend.frameon': False, 'figure.dpi': 100,
-        'svg.hashsalt': 'cdser', 'svg.fonttype': 'path'}])
+        'text.parse_math': False, 'svg.hashsalt': 'cdser', 'svg.fonttype': 'path'}]) # a name may hold '$'
 
 def styled(draw):
     "A function that makes a figure, under the settings of `style`, late ticks included."
@@ -71,14 +71,6 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]: # the tw
     return files
 
 # %% ../nbs/32_figures.ipynb #5eb0d5e4
-def literal(name: str) -> str:
-    "A corpus's name as matplotlib draws it unchanged: two '$' would make a formula."
-    return name.replace('$', r'\$')
-
-def drawable(table: pd.DataFrame) -> pd.DataFrame:
-    "The same with intervals within their scale and corpora as `literal` text."
-    return within_scale(table).assign(source=table.source.map(literal), target=table.target.map(literal))
-
 def row_names(table: pd.DataFrame) -> pd.Series:
     "What a figure calls the rows' cells; a name without a setup means that no target label was seen."
     setup, method = words(table)
@@ -112,7 +104,7 @@ def figure_methods(table: pd.DataFrame, # of `compare_methods`, `table1` or `tab
                    x: str = 'uar',      # or 'gain', 'change': the prefix of the columns to draw
                   ) -> Figure:
     "Every cell with its interval, one panel per pair, beside chance and the baseline."
-    table = drawable(table).assign(name=row_names(table))
+    table = within_scale(table).assign(name=row_names(table))
     pairs, names = pairs_of(table), list(table.name.drop_duplicates())
     figure, panels = panels_of(pairs, 3, .75 + .2 * len(names))
     for axes, (_, rows) in zip(panels.flat, table.groupby(['source', 'target'], sort=False)):
@@ -133,7 +125,7 @@ def figure_labels(table: pd.DataFrame, # of `compare_methods`, with few_shot and
                  ) -> Figure:
     "UAR and recalls against labelled target utterances per class, one panel per pair."
     place = {'unlabelled_target': 0, 'labelled_target': np.inf}
-    table = drawable(table).assign(labels=table.setup.map(place).fillna(table.shots.astype(float)))
+    table = within_scale(table).assign(labels=table.setup.map(place).fillna(table.shots.astype(float)))
     curves = table[table.setup.isin((*place, 'few_shot'))].sort_values('labels')
     if not len(curves):
         raise BadInput('table: has no row of unlabelled_target, few_shot or labelled_target; '
@@ -200,7 +192,7 @@ def figure_matrix(table: pd.DataFrame,   # of `compare_methods`
                   row: tuple = ROWS[1],  # (setup, method) of the cells off the diagonal
                  ) -> Figure:
     "Mean and interval for every source and target. Raises `BadInput` if a pair has no such row or several."
-    table, oracles = drawable(table), drawable(oracles).drop_duplicates('target')
+    table, oracles = within_scale(table), within_scale(oracles).drop_duplicates('target')
     corpora = list(dict.fromkeys([*table.source, *table.target]))
     cells = table[(table.setup == row[0]) & (table.method == row[1])]
     if not len(cells) or cells.duplicated(['source', 'target']).any():
@@ -236,7 +228,7 @@ def figure_distance(table: pd.DataFrame, # of `compare_methods`, one row per pai
                     label: str = 'distance', # what the number behind each pair is
                    ) -> Figure:
     "The gain of every pair, the nearest corpora at the bottom, the farthest on top."
-    rows = drawable(table).sort_values('distance').to_dict('records')
+    rows = within_scale(table).sort_values('distance').to_dict('records')
     figure = Figure(figsize=(COLUMN, .24 * len(rows) + .7), layout='constrained')
     axes = figure.subplots()
     for y, row in enumerate(rows):
@@ -278,7 +270,7 @@ def figure_architecture(weights: dict = PROPOSED, # loss term -> weight
                                       boxstyle='round,pad=0,rounding_size=.8'))
         words.append((x + width / 2, y + height / 2, text))
     for x, y, text in words:
-        axes.text(x, y, text, ha='center', va='center', fontsize=6.3, linespacing=1.3)
+        axes.text(x, y, text, ha='center', va='center', fontsize=6.3, linespacing=1.3, parse_math=True)
     arrows = [(11, 23, 13.8, 23), (11, 10, 13.8, 10), (25, 16.5, 27.8, 16.5), (36.5, 11, 36.5, 12.8),
               *((40, y, 46.8, 16.5) for y in (14.6, 18.6, 22.6)),
               *((57.5, 16.5, 60.2, y) for y in (5.9, 13.2, 20.5, 27.8))]
@@ -309,13 +301,13 @@ def figure_embeddings(before: Run, after: Run) -> Figure:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         column[0].set_title(f'{title} adaptation: {SETUP_NAMES[e.setup]}\n'
-                            f'{literal(e.source)} → {literal(e.target)}, seed {e.seed}')
+                            f'{e.source} → {e.target}, seed {e.seed}')
     for axes, looks, title in zip(panels[:, 1], colours.values(), ('emotion', 'corpus')):
         keys = [Line2D([], [], ls='', marker=marker, ms=4, color=colour)
                 for marker, colour in zip(MARKERS, looks.values())]
         legend = axes.legend(keys, looks.values(), loc='center left', bbox_to_anchor=(1, .5), title=title)
         for text, name in zip(legend.get_texts(), looks):
-            text.set_text(literal(name)) # as a label, a name that begins with '_' would be left out
+            text.set_text(name) # as a label, a name that begins with '_' would be left out
     return figure
 
 # %% ../nbs/32_figures.ipynb #91aa8d81
@@ -368,7 +360,7 @@ def figure_confusion(predictions: pd.DataFrame, # of runs.gather
             percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
             sns.heatmap(percent, vmin=0, vmax=100, cmap='Blues', annot=True, fmt='.0f', square=True, ax=axes,
                         cbar=False, xticklabels=LABELS, yticklabels=LABELS, annot_kws=dict(size=7))
-            axes.set_title(f'{literal(pair[0])} → {literal(pair[1])}\n{SETUP_NAMES[setup]}', fontsize=7)
+            axes.set_title(f'{pair[0]} → {pair[1]}\n{SETUP_NAMES[setup]}', fontsize=7)
         row[0].set_ylabel('true')
     for axes in panels[-1]:
         axes.set_xlabel('predicted')
