@@ -2,26 +2,28 @@
 
 python benchmarks/augmentation.py [--device cpu|cuda] [--threads 1] [--repeats 5] [--utterances 32]
 
-On one thread, as the runs of a grid have it. Generated speech, in a batch of utterances as long as IEMOCAP's (cut at 15 s),
-and in one of 2.5 s each, where nobody pads. Everybody changes every utterance by parameters of its own from the same ranges,
-and starts from waveforms in memory:
+On one thread, as the runs of a grid have it. Generated speech, in a batch of utterances as long as IEMOCAP's (cut at
+15 s), and in one of 2.5 s each, where nobody pads. Everybody changes every utterance by parameters of its own from
+the same ranges, and starts from waveforms in memory:
 - ours from a packed batch, with `random_view`, which chooses, cuts the batch into chunks, and packs the result again;
-- torch-audiomentations from a padded batch, mode `per_example`; time spent on padding is spent, but does not count as audio;
+- torch-audiomentations from a padded batch, mode `per_example`; time spent on padding is spent, but does not count as
+  audio;
 - audiomentations from one array after another, as it has no batches (on a CPU only).
 Only real audio is counted, before augmentation. Nearest to nearest:
 - noise: colours 1/f**0 to 1/f**2 at 5 to 20 dB. torch-audiomentations repeats one second of noise, so it draws less.
 - reverberation: the peers convolve with 64 of our room responses; ours also draws a new response for every utterance.
-  audiomentations caches its files. torch-audiomentations would read them again each time (torchaudio with torchcodec), and
-  is given them in memory instead.
-- pitch: 1 to 3 semitones either way, the peers up to 3; audiomentations with its default (signalsmith) and with librosa's
-  phase vocoder. torch-audiomentations shifts by few ratios only, at 16 kHz by 0.4 and 3.9 semitones, so up to 4 are allowed.
-- filtering: high-pass and low-pass with the same corners; audiomentations with a seven-band equaliser after them, as ours
-  has five bands. torch-audiomentations has no equaliser and does without.
+  audiomentations caches its files. torch-audiomentations would read them again each time (torchaudio with
+  torchcodec), and is given them in memory instead.
+- pitch: 1 to 3 semitones either way, the peers up to 3; audiomentations with its default (signalsmith) and with
+  librosa's phase vocoder. torch-audiomentations shifts by few ratios only, at 16 kHz by 0.4 and 3.9 semitones, so up
+  to 4 are allowed.
+- filtering: high-pass and low-pass with the same corners; audiomentations with a seven-band equaliser after them, as
+  ours has five bands. torch-audiomentations has no equaliser and does without.
 - masking: audiomentations.TimeMask, one silence. torch-audiomentations has nothing like it.
-- speed: torchaudio.transforms.SpeedPerturbation on each utterance, six factors (it reduces them to small fractions, and any
-  others would be slow), and audiomentations.Resample, any factor. torch-audiomentations has nothing like it.
-- mixture: one of noise, reverberation, pitch and filtering for each utterance. `OneOf` of torch-audiomentations chooses once
-  a batch, so the utterances of each choice are gathered for it by hand.
+- speed: torchaudio.transforms.SpeedPerturbation on each utterance, six factors (it reduces them to small fractions,
+  and any others would be slow), and audiomentations.Resample, any factor. torch-audiomentations has nothing like it.
+- mixture: one of noise, reverberation, pitch and filtering for each utterance. `OneOf` of torch-audiomentations
+  chooses once per batch, so the utterances of each choice are gathered for it by hand.
 Not compared: how they sound. Writes benchmarks/results/augmentation-<device>.json.
 """
 import argparse
@@ -58,14 +60,16 @@ def write_responses(folder: Path) -> dict[str, torch.Tensor]: # path -> (1, taps
     g = torch.Generator().manual_seed(0)
     drawn = draw_parameters('reverberation', 64, g)
     rooms = room_responses(drawn['rt60'], drawn['wet'], drawn['seed'], torch.zeros(1))
-    for i, room in enumerate(rooms): sf.write(folder / f'{i}.wav', room.numpy(), SAMPLE_RATE, subtype='FLOAT')
+    for i, room in enumerate(rooms):
+        sf.write(folder / f'{i}.wav', room.numpy(), SAMPLE_RATE, subtype='FLOAT')
     return {str(folder / f'{i}.wav'): room[None] for i, room in enumerate(rooms)}
 
 
 def torch_transforms(folder: Path, device: str) -> dict:
     "What torch-audiomentations has."
     rooms, always = write_responses(folder), dict(p=1., sample_rate=SAMPLE_RATE, output_type='tensor')
-    found = dict(noise=T.AddColoredNoise(5., 20., 0., 2., **always), reverberation=T.ApplyImpulseResponse(str(folder), **always),
+    found = dict(noise=T.AddColoredNoise(5., 20., 0., 2., **always),
+                 reverberation=T.ApplyImpulseResponse(str(folder), **always),
                  pitch=T.PitchShift(-4., 4., **always), filtering=T.Compose([
                      T.HighPassFilter(*BANDS['high'], **always | dict(output_type='dict')),
                      T.LowPassFilter(*BANDS['low'], **always | dict(output_type='dict'))], output_type='tensor'))
@@ -101,9 +105,12 @@ def ways_of(rows: list[torch.Tensor], folder: Path, device: str) -> dict[str, di
     def gathered():
         choice = rng.integers(len(MIXED), size=len(rows))
         for k, name in enumerate(MIXED):
-            if (choice == k).any(): batched[name](pad([there[i] for i in np.flatnonzero(choice == k)])[:, None], SAMPLE_RATE)
-    ours = lambda names: timed(lambda: random_view(packed, lengths, names, g))
-    each = lambda change: timed(lambda: [change(x, SAMPLE_RATE) for x in arrays])
+            if (choice == k).any():
+                batched[name](pad([there[i] for i in np.flatnonzero(choice == k)])[:, None], SAMPLE_RATE)
+    def ours(names):
+        return timed(lambda: random_view(packed, lengths, names, g))
+    def each(change):
+        return timed(lambda: [change(x, SAMPLE_RATE) for x in arrays])
 
     found = {name: {OURS: ours((name,))} for name in AUGMENTATIONS} | dict(mixture={OURS: ours(MIXED)})
     for name, change in batched.items():
@@ -111,7 +118,8 @@ def ways_of(rows: list[torch.Tensor], folder: Path, device: str) -> dict[str, di
     found['mixture']['torch-audiomentations'] = timed(gathered)
     found['speed']['torchaudio, each'] = timed(lambda: [perturb(row) for row in there])
     if device == 'cpu':
-        for name, change in single.items(): found[name]['audiomentations'] = each(change)
+        for name, change in single.items():
+            found[name]['audiomentations'] = each(change)
         found['pitch']['audiomentations, vocoder'] = each(A.PitchShift(-3., 3., 'librosa_phase_vocoder', p=1.))
         found['mixture']['audiomentations'] = each(A.OneOf([single[name] for name in MIXED]))
     return found
@@ -126,7 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings('ignore') # of the peers
-    durations = np.random.default_rng(0).choice(released('iemocap').duration_s.clip(upper=15), args.utterances, replace=False)
+    seconds = released('iemocap').duration_s.clip(upper=15)
+    durations = np.random.default_rng(0).choice(seconds, args.utterances, replace=False)
     result = about(args.device, 'torchaudio', 'torch-audiomentations', 'audiomentations') | dict(
         threads=args.threads, unit='seconds of real audio a second', batches={})
     for batch, seconds in {'IEMOCAP lengths': durations, '2.5 s each': np.full(args.utterances, 2.5)}.items():
@@ -142,4 +151,5 @@ def main() -> None:
     record('augmentation', args.device, result)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

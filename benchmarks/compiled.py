@@ -2,11 +2,11 @@
 
 python benchmarks/compiled.py [--device cpu|cuda] [--threads 2] [--repeats 5]
 
-Batches end to end have one size that varies, the number of frames of all utterances together, so one compilation with a
-dynamic size serves every batch, and no buckets of shapes are needed. The feed-forward blocks are where compilation can win
-most: two matrix products with an activation between them. The nano encoder, three views, random batches of 16 seconds with
-the durations of IEMOCAP; the same weights and batches for both ways; the first step is timed apart, since it compiles.
-Writes benchmarks/results/compiled-<device>.json.
+Batches end to end have one size that varies, the number of frames of all utterances together, so one compilation with
+a dynamic size serves every batch, and no buckets of shapes are needed. The feed-forward blocks are where compilation
+can win most: two matrix products with an activation between them. The nano encoder, three views, random batches of 16
+seconds with the durations of IEMOCAP; the same weights and batches for both ways; the first step is timed apart,
+since it compiles. Writes benchmarks/results/compiled-<device>.json.
 """
 import argparse
 
@@ -29,14 +29,16 @@ def batches(device: str, count: int = 8) -> list[Views]:
     for _ in range(count):
         lengths = torch.from_numpy((rng.choice(seconds, 4) * SAMPLE_RATE).astype(np.int64)).repeat(E.views)
         labels = torch.arange(len(lengths)) % 7
-        found.append(Views(.1 * torch.randn(int(lengths.sum()), device=device), lengths, labels.to(device), (labels % 4).to(device), (labels % 2).to(device)))
+        waveforms, labels = .1 * torch.randn(int(lengths.sum()), device=device), labels.to(device)
+        found.append(Views(waveforms, lengths, labels, labels % 4, labels % 2))
     return found
 
 
 def prepared(compiled: bool, device: str) -> Recogniser:
     model = build(E).to(device).train()
     if compiled:
-        for layer in model.encoder.backbone.encoder.layers: layer.feed_forward = torch.compile(layer.feed_forward, dynamic=True)
+        for layer in model.encoder.backbone.encoder.layers:
+            layer.feed_forward = torch.compile(layer.feed_forward, dynamic=True)
     return model
 
 
@@ -54,14 +56,19 @@ def main() -> None:
         step(model, optimiser, given[0], E)
         first[name] = clock(args.device) - start
         losses[name] = [step(model, optimiser, views, E)['loss'].item() for views in given]
-        ways[name] = lambda model=model, optimiser=optimiser: [step(model, optimiser, views, E) for views in given] and None
+        def way(model=model, optimiser=optimiser):
+            for views in given:
+                step(model, optimiser, views, E)
+        ways[name] = way
     assert np.allclose(losses['plain'], losses['compiled'], atol=1e-3), losses
     found = interleave(ways, args.repeats, args.device)
     compared = ratios(found, 'compiled', higher_is_better=False)
-    record('compiled', args.device, dict(about(args.device), threads=args.threads, unit='seconds for 8 steps', first_step=first,
-                                         repeats=found, ratios=compared, losses=losses))
+    record('compiled', args.device, dict(about(args.device), threads=args.threads, unit='seconds for 8 steps',
+                                         first_step=first, repeats=found, ratios=compared, losses=losses))
     show(found, 's for 8 steps', compared)
-    for name, seconds in first.items(): print(f'first step, {name}: {seconds:.1f} s')
+    for name, seconds in first.items():
+        print(f'first step, {name}: {seconds:.1f} s')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -30,17 +30,21 @@ from side_by_side import RESULTS, about, record
 SHARED = Path('/dev', 'shm')
 EVERY = 10    # seconds
 SETTLED = .15 # share of the time after which slopes are taken
-KINDS = {'memory of the process, MB': 'memory', 'memory of its workers, MB': 'workers', 'open files': 'files', 'threads': 'threads',
-         'processes': 'processes', 'files in shared memory': 'shared', 'store beside the runs, MB': 'beside'}
+KINDS = {'memory of the process, MB': 'memory', 'memory of its workers, MB': 'workers', 'open files': 'files',
+         'threads': 'threads', 'processes': 'processes', 'files in shared memory': 'shared',
+         'store beside the runs, MB': 'beside'}
 
 
 def beside_runs(store: Path) -> float: # MB
     "What lies in a store and is no run."
     total = 0
     for path in store.rglob('*'):
-        if len(path.relative_to(store).parts[0]) == 12 and not path.relative_to(store).parts[0].startswith('.'): continue
-        try: total += path.stat().st_size if path.is_file() else 0
-        except OSError: pass # it went meanwhile
+        if len(path.relative_to(store).parts[0]) == 12 and not path.relative_to(store).parts[0].startswith('.'):
+            continue
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            pass # it went meanwhile
     return total / 1e6
 
 
@@ -49,11 +53,14 @@ def look(start: float, store: Path) -> dict:
     children = me.children(recursive=True)
     held = []
     for child in children:
-        try: held.append(child.memory_info().rss / 1e6)
-        except psutil.Error: pass
+        try:
+            held.append(child.memory_info().rss / 1e6)
+        except psutil.Error:
+            pass
     shared = [path for path in SHARED.glob('*') if any(word in path.name for word in ('joblib', 'loky', 'torch'))]
-    return dict(seconds=round(time.time() - start, 1), memory=me.memory_info().rss / 1e6, workers=sum(held), files=me.num_fds(),
-                threads=me.num_threads(), processes=len(children), shared=len(shared), beside=beside_runs(store))
+    return dict(seconds=round(time.time() - start, 1), memory=me.memory_info().rss / 1e6, workers=sum(held),
+                files=me.num_fds(), threads=me.num_threads(), processes=len(children), shared=len(shared),
+                beside=beside_runs(store))
 
 
 def draw(samples: list[dict], path: Path) -> None:
@@ -78,8 +85,10 @@ def main() -> None:
         start, samples, done, runs = time.time(), [], threading.Event(), 0
         def watch():
             while not done.wait(EVERY):
-                try: samples.append(look(start, store))
-                except (OSError, psutil.Error): pass # a process or a folder went while it was looked at
+                try:
+                    samples.append(look(start, store))
+                except (OSError, psutil.Error):
+                    pass # a process or a folder went while it was looked at
         watcher = threading.Thread(target=watch)
         watcher.start()
         seed, grids = 0, 0
@@ -93,12 +102,15 @@ def main() -> None:
         size = sum(path.stat().st_size for path in store.rglob('*') if path.is_file()) / 1e6
     settled = [sample for sample in samples if sample['seconds'] > SETTLED * samples[-1]['seconds']]
     hours = np.array([sample['seconds'] for sample in settled]) / 3600
-    slopes = {title: float(np.polyfit(hours, [sample[name] for sample in settled], 1)[0]) for title, name in KINDS.items()}
-    result = dict(about('cpu', 'joblib'), minutes=minutes, grids=grids, runs=runs, megabytes_a_run=(size - samples[-1]['beside']) / runs,
-                  growth_an_hour=slopes, samples=samples)
+    slopes = {title: float(np.polyfit(hours, [sample[name] for sample in settled], 1)[0])
+              for title, name in KINDS.items()}
+    result = dict(about('cpu', 'joblib'), minutes=minutes, grids=grids, runs=runs,
+                  megabytes_a_run=(size - samples[-1]['beside']) / runs, growth_an_hour=slopes, samples=samples)
     record('endurance', 'cpu', result)
     draw(samples, RESULTS / 'endurance-cpu.png')
-    print(f'{runs} runs in {grids} grids, {result["megabytes_a_run"]:.1f} MB each; growth an hour:', json.dumps({k: round(v, 1) for k, v in slopes.items()}))
+    print(f'{runs} runs in {grids} grids, {result["megabytes_a_run"]:.1f} MB each; growth per hour:',
+          json.dumps({title: round(slope, 1) for title, slope in slopes.items()}))
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

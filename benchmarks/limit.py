@@ -2,14 +2,15 @@
 
 python benchmarks/limit.py [--device cpu|cuda] [--threads 1 2] [--rounds 5] [--base-batch 4]
 
-Each round measures the peak rate of matrix products (float32 on a CPU, bf16 on a GPU), then the throughput of the library's
-own step (`collate`, `make_views`, `step`) on emotion labels alone, one view. Utilisation is the step's floating-point
-operations, as PyTorch's FlopCounterMode counts them, per second, over the best peak of all rounds; other work on the machine
-lowers it. Nano trains all its weights, on 32 utterances per update; wav2vec2-base, with random weights, keeps its
-convolutional front end frozen and takes --base-batch utterances, with dropout as published and without. Audio is generated,
-with the durations of IEMOCAP, cut at 15 s. Then torch.profiler measures, with the first number of threads, the share of the
-updates' time (of the device's time on a GPU) for each kind of operation; the rest, which no operation accounts for, is Python
-and waiting. Profiling slows small operations down, so shares are rough. Writes benchmarks/results/limit-<device>.json.
+Each round measures the peak rate of matrix products (float32 on a CPU, bf16 on a GPU), then the throughput of the
+library's own step (`collate`, `make_views`, `step`) on emotion labels alone, one view. Utilisation is the step's
+floating-point operations, as PyTorch's FlopCounterMode counts them, per second, over the best peak of all rounds;
+other work on the machine lowers it. Nano trains all its weights, on 32 utterances per update; wav2vec2-base, with
+random weights, keeps its convolutional front end frozen and takes --base-batch utterances, with dropout as published
+and without. Audio is generated, with the durations of IEMOCAP, cut at 15 s. Then torch.profiler measures, with the
+first number of threads, the share of the updates' time (of the device's time on a GPU) for each kind of operation;
+the rest, which no operation accounts for, is Python and waiting. Profiling slows small operations down, so shares are
+rough. Writes benchmarks/results/limit-<device>.json.
 """
 import argparse
 import os
@@ -25,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from cdser.audio import open_store
+from cdser.audio_store import open_store
 from cdser.batches import Utterances
 from cdser.config import METHODS, SAMPLE_RATE, Experiment
 from cdser.model import build
@@ -70,8 +71,8 @@ class Training:
 
     def flops_per_second(self) -> float: # floating-point operations per second of audio
         "Forward and backward, as PyTorch counts them: it counts attention only as plain matrix products."
-        counting = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
-        with counting as counter, sdpa_kernel(SDPBackend.MATH):
+        formulas = {torch.ops.aten.convolution_backward: convolution_backward}
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter, sdpa_kernel(SDPBackend.MATH):
             self.run()
         return counter.get_total_flops() / sum(self.seconds)
 
@@ -85,7 +86,8 @@ class Training:
         for event in trace.key_averages():
             if event.device_type != DeviceType.CPU:
                 continue # a kernel: its time counts for the operation that started it
-            kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.key, re.I)), 'other operations')
+            kinds = [kind for kind, pattern in KINDS.items() if re.search(pattern, event.key, re.I)]
+            kind = kinds[0] if kinds else 'other operations'
             microseconds = event.self_device_time_total if self.device == 'cuda' else event.self_cpu_time_total
             spent[kind] += microseconds / 1e6
         spent['no operation: Python, waiting'] = max(0., total - sum(spent.values()))
@@ -129,7 +131,8 @@ def make_trainings(folder: Path, device: str, base_batch: int) -> dict[str, Trai
     trainings = {'nano': Training(Experiment('a', 'b', **single), utterances, np.split(order, 10)[:4], device)}
     for name, dropout in BASES.items():
         Wav2Vec2Model(Wav2Vec2Config(**dropout)).save_pretrained(folder / name)
-        e = Experiment('a', 'b', encoder=str(folder / name), freeze_front_end=True, encoder_lr=3e-5, head_lr=1e-3, **single)
+        e = Experiment('a', 'b', encoder=str(folder / name), freeze_front_end=True, encoder_lr=3e-5, head_lr=1e-3,
+                       **single)
         trainings[name] = Training(e, utterances, [order[:base_batch]], device)
     return trainings
 
@@ -151,10 +154,11 @@ def measure(trainings: dict[str, Training], flops: dict[str, float], device: str
             speeds[name].append(speed[name])
     models = {}
     for name in trainings:
-        limit = max(peaks) / flops[name] # seconds of audio per second, if a step were nothing but matrix products at peak rate
-        models[name] = dict(seconds_a_second=spread(speeds[name]), utilisation=spread([speed / limit for speed in speeds[name]]),
-                            at_most_arithmetic=limit)
-    return dict(matrix_tflops=spread([peak / 1e12 for peak in peaks]), memory_gb_per_s=memory_peak(device) / 1e9, models=models)
+        limit = max(peaks) / flops[name] # seconds of audio per second if a step were only matrix products at peak rate
+        utilisation = spread([speed / limit for speed in speeds[name]])
+        models[name] = dict(seconds_a_second=spread(speeds[name]), utilisation=utilisation, at_most_arithmetic=limit)
+    return dict(matrix_tflops=spread([peak / 1e12 for peak in peaks]), memory_gb_per_s=memory_peak(device) / 1e9,
+                models=models)
 
 
 def main() -> None:
@@ -162,7 +166,8 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--threads', type=int, nargs='+', help='default: 1 2 on a CPU, 1 on a GPU')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--base-batch', type=int, help='utterances per update of wav2vec2-base; default: 4 on a CPU, 32 on a GPU')
+    parser.add_argument('--base-batch', type=int,
+                        help='utterances per update of wav2vec2-base; default: 4 on a CPU, 32 on a GPU')
     args = parser.parse_args()
     on_gpu = args.device == 'cuda'
     measured, choices = {}, args.threads or ([1] if on_gpu else [1, 2])
@@ -175,7 +180,8 @@ def main() -> None:
             print(f'{threads} threads: {found["matrix_tflops"]["high"]:.3g} TFLOP/s in matrix products, '
                   f'{found["memory_gb_per_s"]:.0f} GB/s in copies')
             for name, model in found['models'].items():
-                print(f'  {name:28}{model["seconds_a_second"]["median"]:8.4g} s/s of {model["at_most_arithmetic"]:8.4g} at most: '
+                print(f'  {name:28}{model["seconds_a_second"]["median"]:8.4g} s/s '
+                      f'of {model["at_most_arithmetic"]:8.4g} at most: '
                       'utilisation {median:.0%} ({low:.0%} to {high:.0%})'.format(**model['utilisation']))
         torch.set_num_threads(choices[0])
         shares = {name: training.shares() for name, training in trainings.items()}

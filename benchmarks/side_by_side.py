@@ -1,9 +1,9 @@
-"""What the benchmarks share: ways that are timed in turn, their ratios, the peak memory of each, and the record of it all.
+"""Shared by the benchmarks: ways that are timed in turn, their ratios, the peak memory of each, and the records.
 
 A way is a function without arguments that does some work and returns how much it did (seconds of audio, files, ...), or
-None where only time counts. Ways are interleaved, A B A B, so that all see the same machine: a round is one go at each,
-and a ratio is taken within each round before the median over rounds is. Shared machines are noisy; ratios within a round
-are less so.
+None if only time counts. Ways are interleaved, A B A B, so that all see the same machine: a round is one call of each,
+and the ratio is computed within each round, then the median over rounds. Shared machines are noisy; ratios within a
+round are less so.
 """
 import json
 import os
@@ -37,7 +37,8 @@ def interleave(ways: dict[str, Callable[[], float | None]], repeats: int, device
             start = clock(device)
             work = way()
             seconds = clock(device) - start
-            if number >= warm: found[name].append(seconds if work is None else work / seconds)
+            if number >= warm:
+                found[name].append(seconds if work is None else work / seconds)
     return found
 
 
@@ -52,15 +53,18 @@ def ratios(found: dict[str, list[float]], ours: str, higher_is_better: bool = Tr
 
 def processor() -> str:
     "The name of the processor, as the operating system gives it."
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError: return platform.machine()
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.machine()
     return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.machine())
 
 
 def about(device: str, *packages: str) -> dict:
     "The machine, the versions and the date."
+    versions = {name: version(name) for name in ('torch', 'transformers', *packages)}
     found = dict(device=device, name=processor(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(),
-                 versions={name: version(name) for name in ('torch', 'transformers', *packages)}, date=time.strftime('%Y-%m-%d'))
+                 versions=versions, date=time.strftime('%Y-%m-%d'))
     if device == 'cuda':
         import torch
         found['name'] = torch.cuda.get_device_name()
@@ -78,7 +82,8 @@ def record(name: str, device: str, result: dict) -> Path:
 def peak_gigabytes(*arguments: str) -> float:
     "Peak memory of this Python script run anew, alone, with these arguments; it prints `peak()` on its last line."
     done = subprocess.run([sys.executable, sys.argv[0], *arguments], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(done.stderr[-2000:])
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
     return float(done.stdout.splitlines()[-1])
 
 
@@ -95,5 +100,6 @@ def show(found: dict[str, list[float]], unit: str, compared: dict[str, dict[str,
     "Print medians, spread and ratios."
     for name, values in found.items():
         line = f'{name:44}{np.median(values):10.4g} {unit} ({min(values):.4g} to {max(values):.4g})'
-        if compared and name in compared: line += '   ours is {median:.2f} x ({low:.2f} to {high:.2f})'.format(**compared[name])
+        if compared and name in compared:
+            line += '   ours is {median:.2f} x ({low:.2f} to {high:.2f})'.format(**compared[name])
         print(line)

@@ -2,12 +2,13 @@
 
 python benchmarks/startup.py [--hours 1 10 100] [--epoch-hours 0.25 0.5 1] [--device cpu|cuda] [--threads 2]
 
-Corpora of so many hours with the durations of IEMOCAP, four emotions and fifty speakers, lie decoded in a store as a first
-start leaves them (benchmarks/corpus.py says what decoding costs). The stores are sparse files, as large as real ones and
-silent: speed does not depend on what is said. Each size runs in a process of its own. Counted from the start of the
-process: imports, then opening the store with a look at every file and reading the labels, then splits, model and the first
-training step (three views, batches of 16 seconds); and the process's peak memory. Then a whole epoch of the nano encoder,
-one view, over a few sizes: seconds for each hour of audio. Writes benchmarks/results/startup-<device>.json.
+Two corpora of together so many hours with the durations of IEMOCAP, four emotions and fifty speakers each, are
+decoded in a store as a first start leaves them (benchmarks/corpus.py measures decoding). The stores are sparse files,
+as large as real ones and silent: speed does not depend on content. Each size runs in a process of its own. Counted
+from the start of the process: imports, then opening both stores with a check of every file and reading the labels,
+then splits, model and the first training step (three views, batches of 16 seconds); and the process's peak memory.
+Then a whole epoch of the nano encoder, one view, over a few sizes: seconds per hour of audio. Writes
+benchmarks/results/startup-<device>.json.
 """
 import argparse
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +26,30 @@ from side_by_side import about, clock, peak, record
 BEGAN = time.perf_counter()
 
 
-def write_corpus(folder: Path, hours: float, max_seconds: float) -> None:
-    "Empty recordings, a manifest, and the store that decoding them would have left."
-    from cdser.audio_store import digest_files
-    from cdser.config import LABELS, SAMPLE_RATE
-    from cdser.corpora import load_corpus, released
-    from cdser.runs import open_recordings
-    from corpus import silent_store
-    seconds = released('iemocap').duration_s.clip(upper=max_seconds)
-    lengths = np.array(list(islice(cycle((seconds * SAMPLE_RATE).astype(int)), int(hours * 3600 / seconds.mean()))))
-    corpus = folder / 'corpora' / 'large'
-    (corpus / 'audio').mkdir(parents=True)
-    names = [f'audio/{i}.wav' for i in range(len(lengths))]
-    for name in names: (corpus / name).touch()
-    (corpus / 'manifest.csv').write_text('path,label,speaker\n' + '\n'.join(f'{name},{LABELS[i % 4]},s{i % 50}' for i, name in enumerate(names)))
-    digests = digest_files(folder / 'runs' / 'audio', load_corpus('large', folder / 'corpora').paths)
-    silent_store(folder / 'runs' / 'audio', digests, lengths, max_seconds)
-    time.sleep(2) # digests are kept of files that have not just been written
-    open_recordings('large', folder / 'corpora', folder / 'runs', max_seconds)
+CORPORA = 'first', 'second'
 
+
+def write_corpora(folder: Path, hours: float, max_seconds: float) -> None:
+    "Recordings in name only, manifests, and the stores that decoding would have left."
+    from cdser.config import LABELS, SAMPLE_RATE
+    from cdser.corpora import released
+    from cdser.parts import open_recordings
+    from corpus import SETTLED, silence
+    seconds = released('iemocap').duration_s.clip(upper=max_seconds)
+    count = int(hours / len(CORPORA) * 3600 / seconds.mean())
+    lengths = np.resize((seconds * SAMPLE_RATE).astype(int), count)
+    for corpus in CORPORA:
+        (folder / 'corpora' / corpus / 'audio').mkdir(parents=True)
+        names = [f'audio/{i}.wav' for i in range(count)]
+        for name in names:
+            (folder / 'corpora' / corpus / name).write_text(f'{corpus} {name}') # no recording may be in both corpora
+        rows = [f'{name},{LABELS[i % 4]},s{i % 50}' for i, name in enumerate(names)]
+        (folder / 'corpora' / corpus / 'manifest.csv').write_text('path,label,speaker\n' + '\n'.join(rows))
+        with silence(lengths, corpus):
+            open_recordings(corpus, folder / 'corpora', folder / 'runs', max_seconds)
+    time.sleep(SETTLED)
+    for corpus in CORPORA:
+        open_recordings(corpus, folder / 'corpora', folder / 'runs', max_seconds)
 
 
 def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> seconds; utterances; peak in GB
@@ -52,48 +58,53 @@ def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> second
     from cdser.batches import alternate_batches
     from cdser.config import Experiment
     from cdser.model import build
-    from cdser.runs import make_parts, open_recordings
+    from cdser.parts import make_parts, open_recordings
     from cdser.train import make_optimiser, make_views, step
-    found, e = {}, Experiment('large', 'large')
+    found, e = {}, Experiment(*CORPORA)
     found['imports'] = time.perf_counter() - BEGAN
     start = time.perf_counter()
-    recordings = open_recordings('large', folder / 'corpora', folder / 'runs', e.max_seconds)
-    found['open the corpus'] = time.perf_counter() - start
+    opened = [open_recordings(name, folder / 'corpora', folder / 'runs', e.max_seconds) for name in CORPORA]
+    found['open the corpora'] = time.perf_counter() - start
     start = time.perf_counter()
-    parts, model = make_parts(e, recordings, recordings), build(e).to(device).train()
+    parts, model = make_parts(e, *opened), build(e).to(device).train()
     which, at = next(alternate_batches(parts.training, e.batch_seconds, np.random.default_rng(0)))
     views = make_views(parts.training[which].collate(at, device), e, torch.Generator().manual_seed(0))
     step(model, make_optimiser(model, e), views, e)
     found['splits, model, first step'] = clock(device) - start
-    return dict(found, utterances=len(recordings.store), peak_gb=peak())
+    return dict(found, utterances=sum(len(recordings.store) for recordings in opened), peak_gb=peak())
 
 
 def epoch(folder: Path, device: str) -> dict[str, float]: # utterances, seconds, hours, peak in GB
-    "One epoch over the whole corpus, one view, in this process."
+    "One epoch over both corpora, one view, in this process."
     import torch
-    from cdser.batches import Utterances
+    from cdser.batches import Utterances, steps_in_pass
     from cdser.config import METHODS, Experiment
     from cdser.model import build
-    from cdser.runs import open_recordings
-    from cdser.train import deal, make_optimiser, schedule, step
-    e = Experiment('large', 'large', views=1, weights=METHODS['emotion_only'], batch_seconds=145.)
-    store = open_recordings('large', folder / 'corpora', folder / 'runs', e.max_seconds).store
-    corpus = [Utterances(store, np.arange(len(store)), np.arange(len(store)) % 4)]
+    from cdser.parts import open_recordings
+    from cdser.train import blocks, make_optimiser, schedule, step, views_of_block
+    e = Experiment(*CORPORA, views=1, weights=METHODS['emotion_only'], batch_seconds=145.)
+    opened = [open_recordings(name, folder / 'corpora', folder / 'runs', e.max_seconds) for name in CORPORA]
+    corpora = [Utterances(r.store, np.arange(len(r.store)), r.corpus.labels) for r in opened]
     model = build(e).to(device).train()
     optimiser, rng = make_optimiser(model, e), np.random.default_rng(0)
-    steps = list(islice(schedule(corpus, e, rng), len(corpus[0].batches(e.batch_seconds, rng))))
+    steps = list(islice(schedule(corpora, e, rng), len(CORPORA) * steps_in_pass(corpora, e.batch_seconds)))
     start = clock(device)
-    for _, views in deal(corpus, steps, None, e, torch.Generator(), device): step(model, optimiser, views, e)
-    return dict(utterances=len(store), seconds=clock(device) - start, hours=store.lengths.sum() / 16_000 / 3600, peak_gb=peak())
+    for block in blocks(corpora, steps):
+        for _, views in views_of_block(corpora, block, None, e, torch.Generator(), device):
+            step(model, optimiser, views, e)
+    seconds, samples = clock(device) - start, sum(int(r.store.lengths.sum()) for r in opened)
+    return dict(utterances=sum(len(r.store) for r in opened), seconds=seconds, hours=samples / 16_000 / 3600,
+                peak_gb=peak())
 
 
 def alone(kind: str, hours: float, device: str, threads: int) -> dict:
-    "The same in a process of its own, on a corpus of so many hours."
+    "The same in a process of its own, on corpora of so many hours."
     with tempfile.TemporaryDirectory() as folder:
-        write_corpus(Path(folder), hours, 15.)
+        write_corpora(Path(folder), hours, 15.)
         command = [sys.executable, __file__, '--device', device, '--threads', str(threads), '--alone', kind, folder]
         done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(done.stderr[-2000:])
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
     return dict(json.loads(done.stdout.splitlines()[-1]), corpus_hours=hours)
 
 
@@ -115,9 +126,13 @@ def main() -> None:
     record('startup', args.device, dict(about(args.device), threads=args.threads, starts=starts, epochs=epochs))
     stages = [name for name in starts[0] if name not in ('utterances', 'peak_gb', 'corpus_hours')]
     for s in starts:
-        print(f'{s["corpus_hours"]:6g} h, {s["utterances"]:6} utterances: first step after {sum(s[name] for name in stages):.1f} s ('
+        print(f'{s["corpus_hours"]:6g} h, {s["utterances"]:6} utterances: '
+              f'first step after {sum(s[name] for name in stages):.1f} s ('
               + ', '.join(f'{name} {s[name]:.1f}' for name in stages) + f'), {s["peak_gb"]:.2f} GB')
-    for e in epochs: print(f'{e["hours"]:6.2f} h: an epoch takes {e["seconds"]:.1f} s, {e["seconds"] / e["hours"]:.1f} s an hour of audio, {e["peak_gb"]:.2f} GB')
+    for e in epochs:
+        print(f'{e["hours"]:6.2f} h: an epoch takes {e["seconds"]:.1f} s, '
+              f'{e["seconds"] / e["hours"]:.1f} s per hour of audio, {e["peak_gb"]:.2f} GB')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
