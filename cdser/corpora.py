@@ -131,8 +131,8 @@ def read_csv(path: Path,
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as err:
         why = ' '.join(str(err).split())
         raise BadInput(f'{path}: is not CSV ({why}); put text that holds a comma in quotation marks') from err
-    last = text.splitlines()[-1]
-    if not text.endswith('\n') and len(next(csv.reader([last], delimiter=separator))) < rows.shape[1]:
+    last = text.rpartition('\n')[2] # '' if the file ends with the end of a line
+    if last and last.count(separator) + 1 < rows.shape[1]:
         raise BadInput(f'{path}: its last line breaks off after {brief(last)}; is the file whole?')
     table = rows[1:].reset_index(drop=True)
     table.columns = [tidy(column) for column in rows.iloc[0]]

@@ -161,7 +161,7 @@ def recordings(root: Path, inside: str = '') -> dict[str, str]: # name without s
 def label_lines(path: Path, pattern: str, starts: tuple[str, ...], example: str) -> list[re.Match]:
     "Matches of the lines that begin with `starts`. Raises `BadInput` at one that does not match."
     matches = []
-    for i, line in enumerate(read_text(path, errors='replace').splitlines(), 1):
+    for i, line in enumerate(read_text(path, errors='replace').split('\n'), 1):
         if line.startswith(starts):
             matches.append(re.match(pattern, line[:1000].rstrip()))
             if not matches[-1]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cdser.config import LABELS, BadInput
 from cdser.corpora import (COLUMNS, Corpus, CorpusWarning, ambiguities, check_table, doubts, load_corpus,
-                           overlaps, read_corpus, read_csv, read_label_map, read_manifest, released, tidy, write_csv,
+                           overlaps, read_corpus, read_csv, read_label_map, read_manifest, released, write_csv,
                            write_manifest)
 from cdser.readers import find_files, import_dataset
 
