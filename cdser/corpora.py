@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AUDIO', 'COLUMNS', 'NUMBERS', 'IDENTITIES', 'INVISIBLE', 'MISSING', 'DECIMAL', 'UNPRINTABLE', 'OUTSIDE', 'tidy',
            'spelling_key', 'ambiguities', 'brief', 'read_text', 'check_rows', 'check_columns', 'as_numbers', 'read_csv',
-           'write_csv', 'utterance_names', 'overlaps', 'Corpus', 'doubts', 'as_texts', 'as_columns', 'check_table',
-           'shipped', 'read_label_map', 'emotions_of', 'map_emotions', 'read_manifest', 'write_manifest', 'released',
-           'CorpusWarning', 'make_corpus', 'read_corpus', 'load_corpus']
+           'utterance_names', 'overlaps', 'Corpus', 'doubts', 'as_texts', 'as_columns', 'check_table', 'shipped',
+           'read_label_map', 'emotions_of', 'map_emotions', 'read_manifest', 'released', 'CorpusWarning', 'make_corpus',
+           'read_corpus', 'load_corpus']
 
 # %% ../nbs/02_corpora.ipynb #6fe81e3c
 import csv, io, os, re, unicodedata, warnings
@@ -19,7 +19,6 @@ from pathlib import Path, PurePath
 import numpy as np
 import pandas as pd
 from .config import LABELS, BadInput, as_path, check_component, shown
-from .files import write_file
 
 # %% ../nbs/02_corpora.ipynb #d3190eab
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
@@ -139,10 +138,6 @@ def read_csv(path: Path,
     table = table.loc[:, table.columns != ''] # spreadsheets and pandas add columns without a name
     check_columns(table, str(path), needs, needs)
     return table.assign(**{c: as_numbers(table, c, str(path)) for c in numbers if c in table})
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    "Write a table, whole or not at all, so that `read_csv` gives it back."
-    write_file(as_path('path', path), table.to_csv(index=False, lineterminator='\n'))
 
 # %% ../nbs/02_corpora.ipynb #8de40b71
 def utterance_names(table: pd.DataFrame) -> list[str]: # (n,) path, or path#START-END
@@ -303,11 +298,6 @@ def map_emotions(table: pd.DataFrame, name: str, emotions: dict[str, str] | None
 def read_manifest(path: Path, emotions: dict[str, str] | None = None) -> pd.DataFrame: # COLUMNS
     "The checked table of a manifest. Raises `BadInput` if it is not one."
     return check_table(read_csv(path), str(path), emotions)
-
-def write_manifest(table: pd.DataFrame, path: Path) -> None:
-    "Write a table so that `read_manifest` gives it back."
-    whole = 'start' not in table or table.start.isna().all()
-    write_csv(table[[c for c in COLUMNS if not (whole and c in ('start', 'end'))]], path)
 
 def released(name: str) -> pd.DataFrame: # COLUMNS without label, start and end, one row per released file
     "What is known of the files of a release. Raises `BadInput` if there is no manifest of it."

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cdser.config import LABELS, BadInput
 from cdser.corpora import (COLUMNS, Corpus, CorpusWarning, ambiguities, check_table, doubts, load_corpus,
-                           overlaps, read_corpus, read_csv, read_label_map, read_manifest, released, write_csv,
-                           write_manifest)
+                           overlaps, read_corpus, read_csv, read_label_map, read_manifest, released)
+from cdser.files import write_csv, write_manifest
 from cdser.readers import find_files, import_dataset
 
 TONE = (.1 * np.sin(np.arange(8000) * .1)).astype(np.float32)

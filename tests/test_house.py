@@ -60,6 +60,18 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
     assert lowest == allowed
 
 
+def test_a_chapter_imports_only_from_chapters_before_it():
+    sources = {}
+    for notebook in sorted((ROOT / 'nbs').glob('[0-8]*.ipynb')):
+        cells = [''.join(cell['source']) for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
+        [module] = re.findall(r'(?m)^#\| default_exp (\w+)', '\n'.join(cells))
+        sources[module] = '\n'.join(cell for cell in cells if cell.startswith('#| export'))
+    order = list(sources)
+    for module, source in sources.items():
+        later = [name for name in re.findall(r'(?m)^from cdser\.(\w+) import', source) if order.index(name) >= order.index(module)]
+        assert not later, f'{module} imports {later}'
+
+
 PACKAGE, UNKNOWN = dict(name='a', version='1', vulns=[]), dict(name='b', skip_reason='not found')
 WEAK = dict(name='c', version='2', vulns=[dict(id='CVE-1', fix_versions=['3'])])
 

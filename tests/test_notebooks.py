@@ -14,7 +14,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 import cdser.runs
 from cdser.cli import main
 from cdser.config import PROFILES, RIVALS, ROWS, SELECTIONS, BadInput, main_experiments, parse_pairs
-from cdser.corpora import read_manifest, write_manifest
+from cdser.corpora import read_manifest
+from cdser.files import write_manifest
 from cdser.store import RunStore
 from trees import paper_trees
 

@@ -7,12 +7,11 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import pytest
 
-from cdser.audio import load_audio
 from cdser.config import LABELS, BadInput
 from cdser.corpora import check_table, load_corpus, read_label_map, released
 from cdser.readers import READERS
 from trees import (CAST, IMPROV_CODES, IMPROV_SCENARIOS, LAYOUTS, OTHERS, TWIN, iemocap_lines, iemocap_turns,
-                   improv_lines, improv_path, improv_turns, links, put, save, summary_line, text, with_others,
+                   improv_lines, improv_path, improv_turns, links, put, summary_line, text, with_others,
                    write_iemocap, write_msp_improv, write_small)
 
 FOUR = dict(ang='ang', hap='hap', exc='hap', neu='neu', sad='sad') # of IEMOCAP

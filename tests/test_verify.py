@@ -10,7 +10,8 @@ import soundfile as sf
 import cdser.verify as module
 from cdser.cli import main
 from cdser.config import BadInput, Experiment
-from cdser.corpora import load_corpus, read_corpus, read_manifest, write_csv
+from cdser.corpora import load_corpus, read_corpus, read_manifest
+from cdser.files import write_csv
 from cdser.parts import make_parts, open_recordings
 from cdser.splits import plan_folds
 from cdser.synthetic import write_studios
