@@ -216,9 +216,8 @@ def as_texts(table: pd.DataFrame, column: str, name: str) -> pd.Series: # of str
 def as_columns(table: pd.DataFrame, name: str) -> pd.DataFrame: # those of COLUMNS that are there
     "Text as text and numbers as numbers. Raises `BadInput`, naming the row, at anything else."
     table = table.reset_index(drop=True)
-    columns = {column: (as_numbers if column in NUMBERS else as_texts)(table, column, name)
-               for column in COLUMNS if column in table}
-    return pd.DataFrame(columns, index=table.index)
+    return pd.DataFrame({column: (as_numbers if column in NUMBERS else as_texts)(table, column, name)
+                         for column in COLUMNS if column in table}, index=table.index)
 
 # %% ../nbs/02_corpora.ipynb #a469a1f1
 OUTSIDE = r'^/|^[A-Za-z]:|\\|(?:^|/)\.{0,2}(?:/|$)' # a path that is absolute, or holds "..", "." or "//"
@@ -265,14 +264,13 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
                   ) -> dict[str, dict[str, str]]: # corpus -> emotion -> one of LABELS, or '' to leave it out
     "Raises `BadInput`, naming the row, if the file is invalid."
     path = as_path('label_map', path or shipped('label_map.csv'))
-    columns = ('corpus', 'emotion', 'label')
-    table = read_csv(path, columns)[list(columns)].map(tidy)
+    columns = ['corpus', 'emotion', 'label']
+    table = read_csv(path, columns)[columns].map(tidy)
     check_rows(~table.label.isin(['', *LABELS]), table, str(path),
                f"the label '{{label}}' is not known; use {', '.join(LABELS)}, or nothing to leave it out")
     twice = table.duplicated(['corpus', 'emotion'])
     check_rows(twice, table, str(path), '{emotion} of {corpus} is listed twice')
-    groups = table.groupby('corpus', sort=False)
-    return {corpus: dict(zip(rows.emotion, rows.label)) for corpus, rows in groups}
+    return {name: dict(zip(rows.emotion, rows.label)) for name, rows in table.groupby('corpus', sort=False)}
 
 def emotions_of(name: str, label_map: Path | None,
                ) -> dict[str, str] | None: # emotion -> label or ''; None: not in the shipped map
