@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECIDING', 'SOURCES', 'LOADED', 'FORMAT', 'SHARE', 'SHORTEST', 'idle_fields', 'deciding', 'structure', 'read_sources',
-           'digest_of_code', 'code_digest', 'precision', 'identify', 'processor', 'made_by', 'Checkpoints', 'Run',
-           'RunStore', 'write_digests', 'megabytes', 'by_version', 'say_versions', 'unused', 'prune']
+           'digest_of_code', 'code_digest', 'identify', 'processor', 'made_by', 'Checkpoints', 'Run', 'RunStore',
+           'write_digests', 'megabytes', 'by_version', 'say_versions', 'unused', 'prune']
 
 # %% ../nbs/24_store.ipynb #938f69cb
 import ast, hashlib, io, json, os, platform, re, shutil, time, warnings
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from .config import SETUPS, BadInput, Experiment, as_path, check_experiment, content_hash, from_dict, shown
-from .files import build_folder, locked, make_folder, write_file
+from .files import build_folder, locked, read_sealed, write_sealed
 from .model import Recogniser, from_transformers, load_stock
 
 # %% ../nbs/24_store.ipynb #180908f4
@@ -80,13 +80,10 @@ def code_digest() -> str: # 12 hexadecimal digits
 # %% ../nbs/24_store.ipynb #202d3418
 FORMAT = 4 # of what is stored
 
-def precision(device: str) -> str:
-    "The precision that an encoder computes in on a device, as `mixed_precision` sets it."
-    return 'bfloat16' if device.startswith('cuda') else 'float32'
-
 def identify(e: Experiment, parts: str, weights: str, device: str = 'cpu') -> dict: # for JSON
     "Everything that decides a run, from `Parts.digest` and `weights_digest`; its hash is the run's id."
-    return dict(format=FORMAT, experiment=deciding(e), parts=parts, weights=weights, code=code_digest(), precision=precision(device))
+    precision = 'bfloat16' if device.startswith('cuda') else 'float32' # as `mixed_precision` sets it
+    return dict(format=FORMAT, experiment=deciding(e), parts=parts, weights=weights, code=code_digest(), precision=precision)
 
 def processor() -> str:
     "The processor's name and the vector instructions that torch uses on it."
@@ -124,20 +121,16 @@ class Checkpoints:
         header = {'facts': json.dumps(facts), 'code': code_digest()}
         content = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, header)
         try:
-            make_folder(self.file.parent)
-            write_file(self.file, hashlib.sha256(content).hexdigest().encode() + b'\n' + content)
-        except (BadInput, OSError) as err:
+            write_sealed(self.file, content)
+        except BadInput as err:
             warnings.warn(f'no checkpoint can be written, so the training goes on without: {err}', stacklevel=2)
         self.last = time.perf_counter()
         self.took = self.last - start
 
     def read(self) -> tuple[bytes, dict] | None: # a safetensors file, and its header; None: there is no whole checkpoint
         "The file, if its content has the digest of its first line."
-        try:
-            digest, _, content = self.file.read_bytes().partition(b'\n')
-        except OSError:
-            return None
-        if hashlib.sha256(content).hexdigest().encode() != digest:
+        content = read_sealed(self.file)
+        if content is None:
             return None
         return content, json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])['__metadata__']
 
@@ -165,8 +158,8 @@ class Run:
         "The error for a file that cannot be used."
         return BadInput(f'{self.folder / name}: {reason}; move the folder {self.id} away, and it is computed again')
 
-    def verified(self, name: str) -> bytes:
-        "A file as it was stored."
+    def read(self, name: str) -> io.BytesIO:
+        "A file as it was stored, of this run and no other."
         if name not in self.digests:
             raise self.refuse('digests.json', f'does not list {name}')
         try:
@@ -175,7 +168,9 @@ class Run:
             raise self.refuse(name, f'cannot be read ({err.strerror})') from err
         if hashlib.sha256(content).hexdigest() != self.digests[name]:
             raise self.refuse(name, 'is not as it was stored')
-        return content
+        if name == 'config.json' and content_hash(json.loads(content)['identity']) != self.id:
+            raise self.refuse(name, f'is of the run {content_hash(json.loads(content)["identity"])}')
+        return io.BytesIO(content)
 
     @cached_property
     def digests(self) -> dict[str, str]: # path inside -> SHA-256
@@ -189,14 +184,7 @@ class Run:
     @cached_property
     def config(self) -> dict:
         "How it was made; the hash of its `identity` is the folder's name."
-        config = json.loads(self.verified('config.json'))
-        if content_hash(config['identity']) != self.id:
-            raise self.refuse('config.json', f'is of the run {content_hash(config["identity"])}')
-        return config
-
-    def read(self, name: str) -> io.BytesIO:
-        "A file of this run and no other."
-        return io.BytesIO(self.config and self.verified(name))
+        return json.load(self.read('config.json'))
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -212,22 +200,22 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict:
-        metrics = json.load(self.read('metrics.json'))
+        metrics = self.config and json.load(self.read('metrics.json'))
         return {**metrics, 'validated_on': self.names[metrics['validated_on']]}
 
     @cached_property
     def history(self) -> pd.DataFrame: # one row per epoch
-        return pd.read_csv(self.read('history.csv'))
+        return pd.read_csv(self.config and self.read('history.csv'))
 
     @cached_property
     def predictions(self) -> pd.DataFrame: # one row per utterance of the validating and tested speakers
         text = dict.fromkeys(('path', 'speaker'), str)
-        table = pd.read_csv(self.read('predictions.csv'), dtype=text, keep_default_na=False)
+        table = pd.read_csv(self.config and self.read('predictions.csv'), dtype=text, keep_default_na=False)
         return table.assign(corpus=table.corpus.map(self.names))
 
     @cached_property
     def embeddings(self) -> np.ndarray: # (rows of predictions, width) float32
-        return np.load(self.read('embeddings.npy'), allow_pickle=False)
+        return np.load(self.config and self.read('embeddings.npy'), allow_pickle=False)
 
     def checked(self, inside: str) -> Path:
         "A folder in the run that holds exactly the files that were stored."
@@ -236,7 +224,7 @@ class Run:
         for name in sorted(present - stored):
             raise self.refuse(name, 'was not stored with the run')
         for name in stored or [f'{inside}/']:
-            self.verified(name)
+            self.read(name)
         return self.folder / inside
 
     @cached_property

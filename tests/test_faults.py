@@ -91,7 +91,7 @@ def test_a_limit_at_decoding_or_writing_is_one_error_and_leaves_nothing(tmp_path
 def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monkeypatch, undisturbed):
     monkeypatch.setattr(Checkpoints, 'due', True)
     def refuse(path, content): raise BadInput(f'{path}: cannot be written (no room)')
-    monkeypatch.setattr(cdser.store, 'write_file', refuse)
+    monkeypatch.setattr(cdser.store, 'write_sealed', refuse)
     with pytest.warns(UserWarning, match='no checkpoint can be written, so the training goes on without'):
         assert digests(run(LONGER, runs_dir).folder) == undisturbed
 
