@@ -100,11 +100,13 @@ ORIGINS = {
         ask='download female.zip and male.zip (Git LFS) from its page and unpack both; '
             'ask the authors for the terms')}
 
+# %% ../nbs/42_fetch.ipynb #def15b79
 def origin(name: str) -> Origin:
     "The origin of a corpus. Raises `BadInput` for a corpus that is not listed."
     check_choice('corpus', name, ORIGINS)
     return ORIGINS[name]
 
+# %% ../nbs/42_fetch.ipynb #8e26a675
 def list_origins() -> pd.DataFrame: # one row per corpus: title, citation, licence, how to get it
     "All corpora with a known origin."
     rows = {name: (o.title, o.citation, o.licence,

@@ -76,6 +76,7 @@ class Parts:
                              table.speaker.iloc[part.rows].tolist(), names[part.rows].tolist()])
         return content_hash([self.steps, contents])
 
+# %% ../nbs/22_parts.ipynb #381492a0
 def split_target(e: Experiment, target: Recordings) -> Split:
     "The fold that an experiment tests, made by its protocol or read from the corpus's split.csv. Raises `BadInput`."
     if e.protocol != 'frozen':

@@ -211,6 +211,7 @@ FACTS = ('epoch', 'step', 'audio_seconds', 'seconds', 'history', 'best', 'best_e
 def flatten(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]: # 'part.name' -> tensor
     return {f'{part}.{name}': x for part, tensors in parts.items() for name, x in tensors.items()}
 
+# %% ../nbs/12_train.ipynb #68f34c8a
 @dataclass
 class Training:
     "The state of a training, which decides how it continues."
