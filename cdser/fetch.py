@@ -40,6 +40,8 @@ class Origin:
 # %% ../nbs/42_fetch.ipynb #0175b4ce
 MSP_LAB = ('an academic licence is signed for an institution; the form is on its page, from the MSP lab, '
            'University of Texas at Dallas')
+
+# %% ../nbs/42_fetch.ipynb #638d9947
 ORIGINS = {
     'iemocap': Origin(
         'IEMOCAP', 'Busso et al. 2008', 'release form of its owners', 'https://sail.usc.edu/iemocap/',
