@@ -34,7 +34,7 @@ DEMO_STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B, STUDIO_C)
 # %% ../nbs/50_study.ipynb #92e438dd
 COMMON = ('profile', 'corpora_root', 'encoder', 'seeds', 'epochs', 'protocol', 'label_map', 'runs_dir',
           'figures_dir', 'device', 'settings')
-SETTINGS = tuple(f.name for f in fields(Experiment) if f.name not in ( # the others are decided by the notebook
+SETTINGS = tuple(f.name for f in fields(Experiment) if f.name not in ( # the notebook decides the others
     'source', 'target', 'setup', 'weights', 'seed', 'fold', 'folds', 'protocol'))
 
 def parameters(names: dict, # globals() of a notebook
