@@ -42,7 +42,8 @@ class AudioStore:
             if content_digests([self.folder / 'samples'], memory) != [index['samples']]:
                 raise ValueError('samples is damaged')
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-            raise BadInput(f'{self.folder}: cannot be used ({shown(err)}); remove this folder, it is decoded again') from err
+            raise BadInput(f'{self.folder}: cannot be used ({shown(err)}); '
+                           'remove this folder, it is decoded again') from err
         self.lengths = np.array(index['lengths'])   # (n,) int64, samples
         self.contents = np.array(index['contents']) # (n,) text, equal if two recordings have the same samples
         self.ends = np.cumsum(self.lengths)
@@ -83,7 +84,7 @@ def open_store(folder: Path,                       # holds any number of stores
                segments: np.ndarray | None = None, # (n, 2) start and end in seconds, NaN for whole recordings
                digests: list[str] | None = None,   # the recordings' SHA-256, if they are known
               ) -> AudioStore:
-    "The store of these recordings, decoded if it is new. Raises `BadInput` for recordings that are missing, bad or changing."
+    "The store of these recordings, decoded if it is new. Raises `BadInput` for missing, bad or changing ones."
     if not paths:
         raise BadInput('paths: there are no recordings to open')
     if max_seconds is not None and not SHORTEST <= max_seconds < math.inf:

@@ -22,8 +22,8 @@ from .splits import ROLES, default_protocol, findings, plan_folds, split_corpus
 from .verify import KINDS, MEANT, audit_copy, by_kind, in_both, of_splits, verify, write_split
 
 # %% ../nbs/44_cli.ipynb #162b3fdd
-STATUS = """exit status: 0 done, nothing against it; 1 verify or audit found an error in the corpus; 2 an argument, file or table
-cannot be used; 70 a fault of cdser itself (CDSER_DEBUG=1 shows where); 130 interrupted"""
+STATUS = """exit status: 0 done, nothing against it; 1 verify or audit found an error in the corpus; 2 an argument, file
+or table cannot be used; 70 a fault of cdser itself (CDSER_DEBUG=1 shows where); 130 interrupted"""
 app = typer.Typer(help='Fetch, verify and split corpora of emotional speech.', epilog=STATUS, rich_markup_mode=None,
                   add_completion=False)
 
@@ -42,7 +42,7 @@ def new_file(path: Path | None) -> Path | None:
 Corpus = Annotated[str, typer.Argument(help='its name, such as iemocap')]
 Root = Annotated[Path, typer.Argument(parser=place, metavar='ROOT', help='its folder')]
 Folder = Annotated[Path, typer.Argument(parser=place, metavar='FOLDER')]
-LabelMap = Annotated[Path | None, typer.Option(parser=place, metavar='CSV', help='corpus,emotion,label; default: the shipped one')]
+LabelMap = Annotated[Path | None, typer.Option(parser=place, metavar='CSV', help='corpus,emotion,label')]
 NewFile = Annotated[Path | None, typer.Option(parser=place, metavar='CSV', callback=new_file)]
 Folds = Annotated[int | None, typer.Option(help='how many, for k_fold; default: 3', min=2, max=1000)]
 DisjointTexts = Annotated[bool, typer.Option('--disjoint-texts', help='keep tested texts out of training')]
@@ -60,9 +60,9 @@ def requested_plan(corpus, protocol: str | None, folds: int | None) -> dict | No
     return plan
 
 # %% ../nbs/44_cli.ipynb #b4c83684
-@app.command('verify', help='read every recording and say whether the copy is fit for training and testing', epilog=STATUS)
+@app.command('verify', help='read every recording; is the copy fit for training and testing?', epilog=STATUS)
 def run_verify(corpus: Corpus, root: Root, label_map: LabelMap = None,
-               allow: Annotated[list[Kind], typer.Option(help='an error to treat as a warning; may be given several times')] = (),
+               allow: Annotated[list[Kind], typer.Option(help='an error to treat as a warning; may be repeated')] = (),
                role: Role = 'both', findings: NewFile = None, manifest: NewFile = None) -> int:
     if manifest and manifest == findings:
         raise BadInput(f'--manifest: {manifest} is the file of --findings, too; name two files')
@@ -77,9 +77,9 @@ def run_verify(corpus: Corpus, root: Root, label_map: LabelMap = None,
     return 0 if copy.ok else 1
 
 @app.command('audit', help='verify, and say what training and testing parts share', epilog=STATUS)
-def run_audit(corpus: Corpus, root: Root, label_map: LabelMap = None, protocol: Protocol | None = None, folds: Folds = None,
-              disjoint_texts: DisjointTexts = False,
-              against: Annotated[tuple[str, str] | None, typer.Option(metavar='CORPUS ROOT', help='another corpus')] = None) -> int:
+def run_audit(corpus: Corpus, root: Root, label_map: LabelMap = None, protocol: Protocol | None = None,
+              folds: Folds = None, disjoint_texts: DisjointTexts = False,
+              against: Annotated[tuple[str, str] | None, typer.Option(metavar='CORPUS ROOT')] = None) -> int:
     warnings.simplefilter('ignore', CorpusWarning)
     table = read_corpus(corpus, root, label_map)
     plan = requested_plan(table, protocol, folds)
@@ -91,7 +91,8 @@ def run_audit(corpus: Corpus, root: Root, label_map: LabelMap = None, protocol: 
         print(f'{row.T.to_string()}\n\n{each_fold.to_string()}\n')
     print(*by_kind(of_splits(copy.fitness)), sep='\n')
     refused = int(copy.facts.refused.sum())
-    wrong = sorted(set(copy.fitness.kind[copy.fitness.level == 'error'])) + [f'{refused} recordings that runs refuse'] * bool(refused)
+    wrong = sorted(set(copy.fitness.kind[copy.fitness.level == 'error']))
+    wrong += [f'{refused} recordings that runs refuse'] * bool(refused)
     print(f'NOT FIT for {MEANT["target"]}: {", ".join(wrong)}' if wrong else f'fit for {MEANT["target"]}')
     shared = in_both(copy, verify(*against, label_map, roles=())) if against else ()
     if against:
@@ -103,17 +104,19 @@ def run_audit(corpus: Corpus, root: Root, label_map: LabelMap = None, protocol: 
 # %% ../nbs/44_cli.ipynb #d316b03a
 @app.command('split', help='write a frozen split and print its hash', epilog=STATUS)
 def run_split(corpus: Corpus, root: Root,
-              out: Annotated[Path, typer.Argument(parser=place, metavar='CSV', help='split.csv in the folder of the corpus is used by runs')],
-              label_map: LabelMap = None, protocol: Protocol | None = None, folds: Folds = None, disjoint_texts: DisjointTexts = False,
+              out: Annotated[Path, typer.Argument(parser=place, metavar='CSV', help='runs use split.csv of a corpus')],
+              label_map: LabelMap = None, protocol: Protocol | None = None, folds: Folds = None,
+              disjoint_texts: DisjointTexts = False,
               seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help='chooses the validation speakers')] = 0,
-              replace: Annotated[bool, typer.Option('--replace', help='replace a file that holds another split')] = False) -> int:
+              replace: Annotated[bool, typer.Option('--replace', help='replace another split')] = False) -> int:
     table = read_corpus(corpus, root, label_map)
     plan = requested_plan(table, protocol or default_protocol(corpus), folds) # an earlier split.csv must not decide
     splits = split_corpus(table, plan, seed=seed, disjoint_texts=disjoint_texts)
     against = findings(table.table, splits, 'target', protocol=plan['protocol'], disjoint_texts=disjoint_texts)
     errors = [finding for finding in against if finding.level == 'error']
     if errors:
-        raise BadInput(f'{out}: is not written, since runs would refuse it: {errors[0].kind}, {errors[0].what}: {errors[0].detail}')
+        raise BadInput(f'{out}: is not written, since runs would refuse it: '
+                       f'{errors[0].kind}, {errors[0].what}: {errors[0].detail}')
     print(f'{out}: {plan["folds"]} folds, {plan["protocol"]}, hash {write_split(table.table, splits, out, replace)}')
     for finding in against:
         print(f'warning  {finding.kind}, {finding.what}: {finding.detail}')
@@ -122,7 +125,7 @@ def run_split(corpus: Corpus, root: Root,
 @app.command('fetch', help='download a corpus that is free to fetch; without arguments, list all', epilog=STATUS)
 def run_fetch(corpus: Annotated[str | None, typer.Argument(help='its name, such as nemo')] = None,
               folder: Annotated[Path | None, typer.Argument(parser=place, metavar='FOLDER')] = None,
-              accept_licence: Annotated[bool, typer.Option('--accept-licence', help='you have read the licence and agree')] = False) -> int:
+              accept_licence: Annotated[bool, typer.Option('--accept-licence', help='you agree to it')] = False) -> int:
     if not corpus:
         print(list_origins().to_string())
     elif not folder:
@@ -132,8 +135,8 @@ def run_fetch(corpus: Annotated[str | None, typer.Argument(help='its name, such 
     return 0
 
 @app.command('import-dataset', help='turn a folder of the datasets library into a corpus', epilog=STATUS)
-def run_import(saved: Annotated[Path, typer.Argument(parser=place, metavar='SAVED', help='the folder that save_to_disk wrote')],
-               folder: Folder, audio: str = 'audio', label: str = 'label', speaker: str = 'speaker') -> int: # names of columns
+def run_import(saved: Annotated[Path, typer.Argument(parser=place, metavar='SAVED', help='made by save_to_disk')],
+               folder: Folder, audio: str = 'audio', label: str = 'label', speaker: str = 'speaker') -> int: # columns
     print(f'{folder}: {len(import_dataset(saved, folder, audio, label, speaker))} recordings and manifest.csv')
     return 0
 
@@ -179,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
             return complain(f'{err.format_message()}; see --help', 2)
         if os.environ.get('CDSER_DEBUG'):
             traceback.print_exc()
-        return complain(f'internal error, {type(err).__name__}: {str(err)[:200]}; CDSER_DEBUG=1 shows where, please report it', 70)
+        return complain(f'internal error, {type(err).__name__}: {str(err)[:200]}; '
+                        'CDSER_DEBUG=1 shows where, please report it', 70)
 
 # %% ../nbs/44_cli.ipynb #61486e44
 if __name__ == '__main__' and '__file__' in globals():

@@ -27,9 +27,9 @@ from .train import Diverged, predict, train
 def controlled(device: str) -> Iterator[None]:
     "The surroundings of a run: one thread on a CPU, torch's defaults, the caller's random states untouched."
     with ExitStack() as stack:
-        for get, set_ in ((torch.get_num_threads, torch.set_num_threads), (torch.get_default_dtype, torch.set_default_dtype),
-                          (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)):
-            stack.callback(set_, get()) # as the caller had it
+        stack.callback(torch.set_num_threads, torch.get_num_threads()) # as the caller had it
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         if torch.get_default_device().type != 'cpu':
             stack.callback(torch.set_default_device, torch.get_default_device())
             torch.set_default_device(None)
@@ -40,8 +40,8 @@ def controlled(device: str) -> Iterator[None]:
             torch.set_num_threads(1)
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision('highest')
-        autocasts = [torch.autocast(kind, enabled=False) for kind in dict.fromkeys(('cpu', device))]
-        for context in (*autocasts, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[])):
+        contexts = [torch.autocast(kind, enabled=False) for kind in dict.fromkeys(('cpu', device))]
+        for context in (*contexts, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[])):
             stack.enter_context(context)
         yield
 
@@ -54,21 +54,23 @@ def classify(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame
     for part, utterances in (('valid', parts.valid), ('test', parts.test)):
         p, z = predict(model, utterances.store, utterances.rows, device=device, domain=utterances.domain)
         if not (np.isfinite(p).all() and np.isfinite(z).all()):
-            raise Diverged('the trained model says NaN; lower encoder_lr or head_lr', batch=[(utterances.domain, utterances.rows)])
+            batch = [(utterances.domain, utterances.rows)]
+            raise Diverged('the trained model says NaN; lower encoder_lr or head_lr', batch=batch)
         corpus = parts.corpora[utterances.domain]
         table = corpus.table.assign(path=corpus.names).loc[utterances.rows, ['path', 'speaker']].reset_index(drop=True)
         table = table.assign(part=part, corpus=ROLES[utterances.domain], label=labels[utterances.labels],
                              prediction=labels[p.argmax(1)])
-        tables.append(table.join(pd.DataFrame(p.astype(np.float64).round(6), columns=[f'p_{label}' for label in LABELS])))
+        p = pd.DataFrame(p.astype(np.float64).round(6), columns=[f'p_{label}' for label in LABELS])
+        tables.append(table.join(p))
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
 def compute_metrics(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict: # for JSON
     "The numbers that tables are made of; UAR, WAR and recalls of the tested speakers in [0, 1]."
     test = predictions[predictions.part == 'test']
-    by_label = dict(zip(LABELS, recalls(test.label, test.prediction).tolist()))
-    return dict(uar=uar(test.label, test.prediction), war=war(test.label, test.prediction),
-                recalls={label: None if np.isnan(recall) else recall for label, recall in by_label.items()}, # None: not tested
+    by_label = zip(LABELS, recalls(test.label, test.prediction).tolist())
+    by_label = {label: None if np.isnan(recall) else recall for label, recall in by_label} # None: not tested
+    return dict(uar=uar(test.label, test.prediction), war=war(test.label, test.prediction), recalls=by_label,
                 validated_on=ROLES[parts.valid.domain], best_epoch=best_epoch, epochs=len(history), tested=len(test),
                 train_seconds=history.seconds.sum(), throughput=history.audio_seconds.sum() / history.seconds.sum())
 
@@ -96,11 +98,12 @@ def compute(e: Experiment,
             progress: bool = True,
             checkpoints=None,   # a `Checkpoints`: where to continue from, and where to write; None: neither
            ) -> Outcome:
-    "Train and test, in `controlled` surroundings. Raises `Diverged`, and `BadInput` if the encoder changed since the run was planned."
+    "Train and test, in `controlled` surroundings. Raises `Diverged`, and `BadInput` if the encoder changed meanwhile."
     model = build(e)
     if weights_digest(model) != weights:
         raise BadInput(f'encoder: {shown(e.encoder)} is another than when the work began; start again')
-    history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, parts.steps, device, progress, checkpoints)
+    history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, parts.steps, device, progress,
+                                checkpoints)
     predictions, embeddings = classify(parts, model, device)
     metrics = compute_metrics(predictions, history, best_epoch, parts)
     return Outcome(history, predictions, embeddings, metrics, model.cpu())

@@ -111,7 +111,7 @@ RIVALS = ('dann', 'cdan', 'coral', 'mmd', 'mcc', 'information_only', 'self_train
 # %% ../nbs/00_config.ipynb #8e50380a
 PROTOCOLS = ('k_fold', 'leave_one_session_out', 'leave_one_speaker_out', 'frozen')
 SESSIONS = ('iemocap', 'msp_improv') # the corpora that leave one session out by default
-SELECTIONS = ('valid_war', 'im_score', 'snd', 'bnm', 'dev') # accuracy of held-out source speakers; four that use the target
+SELECTIONS = ('valid_war', 'im_score', 'snd', 'bnm', 'dev') # accuracy of source speakers; four that use the target
 
 def among(default: Any, *allowed) -> Any: # a dataclass field
     "A field with its smallest and largest value, or with its choices."
@@ -157,7 +157,7 @@ class Experiment:
     max_seconds: float = among(15., .1, 3600.) # longer utterances are cut when read
 
 # %% ../nbs/00_config.ipynb #a90df270
-ALLOWED = {f.name: f.metadata['allowed'] for f in fields(Experiment) if f.metadata} # field -> smallest and largest, or choices
+ALLOWED = {f.name: f.metadata['allowed'] for f in fields(Experiment) if f.metadata} # smallest and largest, or choices
 
 # %% ../nbs/00_config.ipynb #eb150e23
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'printable text'} # for messages
@@ -194,7 +194,8 @@ def as_weights(weights: Any) -> dict[str, float]:
         check_choice('weights', term, LOSSES)
     if not any(weights.values()):
         raise BadInput('weights: all are zero, so there is nothing to train')
-    return {term: as_declared(f'weights: {term}', weights[term], float, (0., 1e6)) for term in LOSSES if term in weights}
+    used = [term for term in LOSSES if term in weights]
+    return {term: as_declared(f'weights: {term}', weights[term], float, (0., 1e6)) for term in used}
 
 def as_augmentations(names: Any) -> tuple[str, ...]:
     "Names of augmentations. Raises `BadInput` if one is unknown or listed twice."
@@ -286,7 +287,8 @@ def main_experiments(pairs: list[tuple[str, str]], # (source, target)
     as_declared('seeds', seeds, int, (0, 10**6))
     planned = [Experiment(source, target, setup, METHODS[method], **{**settings, **(plans or {}).get(target, {})})
                for source, target in pairs for setup, method in rows]
-    return [check_experiment(replace(e, seed=seed, fold=seed % e.folds)) for e in planned for seed in range(seeds or e.folds)]
+    seeded = [replace(e, seed=seed, fold=seed % e.folds) for e in planned for seed in range(seeds or e.folds)]
+    return [check_experiment(e) for e in seeded]
 
 # %% ../nbs/00_config.ipynb #60b1352b
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def build_folder(place: Path,
         draft.mkdir()
         try:
             write(draft)
-            readable = stat.S_IMODE(draft.stat().st_mode) & 0o666 # libraries may write files that only their owner can read
+            readable = stat.S_IMODE(draft.stat().st_mode) & 0o666 # some libraries write for their owner only
             for path in draft.rglob('*'):
                 if path.is_file():
                     path.chmod(readable)
@@ -94,7 +94,8 @@ def check_apart(what: str,     # the parameter that names `written`, for the mes
     "Raise `BadInput` if one of two folders is the other, or lies in it; links are resolved."
     inner, outer = (Path(os.path.realpath(folder)) for folder in (written, kept))
     if inner == outer or inner in outer.parents or outer in inner.parents:
-        raise BadInput(f'{what}: {written} and {kept} overlap; keep recordings in a folder of their own and choose another {what}')
+        raise BadInput(f'{what}: {written} and {kept} overlap; keep recordings in a folder of their own '
+                       f'and choose another {what}')
 
 # %% ../nbs/20_files.ipynb #90b02d6a
 def write_sealed(path: Path, content: bytes) -> None:
@@ -115,7 +116,7 @@ def read_sealed(path: Path) -> bytes | None: # None: there is no whole one
 @contextmanager
 def locked(place: Path,      # what is going to be made
            wait: bool = True,
-          ) -> Iterator[bool]: # whether the lock is held; without `wait` False means that another process or thread has it
+          ) -> Iterator[bool]: # whether the lock is held; without `wait` another process or thread may have it
     "Hold the lock of a place. Raises `BadInput` if there can be no lock file."
     folder = place.parent / '.locks'
     with writing(place):
@@ -167,10 +168,10 @@ def stamp(path: Path) -> list[int]: # empty if there is no file
 def content_digests(paths: list[Path],
                     memory: Path, # a file of this function's own that remembers digests
                    ) -> list[str]: # SHA-256 of each
-    "Digests of files; those that did not change since the last call are not read again. Raises `BadInput` if one is missing."
+    "Digests of files; unchanged ones are not read again. Raises `BadInput` if one is missing."
     remembered = json.loads(read_sealed(memory) or '{}') # path -> [stamp, SHA-256]
     now = {str(path): stamp(path) for path in paths}
-    known = {name: remembered[name][1] for name, found in now.items() if found and remembered.get(name, [None])[0] == found}
+    known = {name: remembered[name][1] for name in now if now[name] and now[name] == remembered.get(name, [None])[0]}
     unknown = [name for name in now if name not in known]
     with ThreadPoolExecutor() as pool:
         fresh = dict(zip(unknown, pool.map(content_digest, unknown)))

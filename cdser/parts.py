@@ -49,8 +49,9 @@ def check_pair(source: Recordings, target: Recordings) -> None:
     row = int(shared.argmax())
     twins = (np.array(source.files) == target.files[row]) | (source.store.contents == target.store.contents[row])
     twin = source.corpus.names[int(twins.argmax())]
-    raise BadInput(f'target: {shared.sum()} recordings of {target.corpus.name} are in {source.corpus.name}, too, such as '
-                   f'{target.corpus.names[row]} ({twin}); their labels would be trained on, so keep each in one corpus')
+    raise BadInput(f'target: {shared.sum()} recordings of {target.corpus.name} are in {source.corpus.name}, too, '
+                   f'such as {target.corpus.names[row]} ({twin}); their labels would be trained on, '
+                   'so keep each in one corpus')
 
 # %% ../nbs/22_parts.ipynb #8d8d134b
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Parts:
     training: list[Utterances] # source and target, or either alone; labels hidden if the setup says so
     valid: Utterances
     test: Utterances
-    steps: int         # in an epoch, on each corpus: a pass over the larger of the pair or `epoch_steps`, in every setup
+    steps: int         # in an epoch, on each corpus: a pass over the larger of the pair, or `epoch_steps`
     corpora: tuple[Corpus, Corpus] # source and target, indexed by the `domain` of utterances
 
     @property
@@ -88,7 +89,8 @@ def split_target(e: Experiment, target: Recordings) -> Split:
         raise BadInput(f'folds: {file} has {len(target.frozen)} folds, not {e.folds}')
     return target.frozen[e.fold]
 
-def check_part(recordings: Recordings, split: Split, role: str, where: str, protocol: str = '', disjoint_texts: bool = False) -> None:
+def check_part(recordings: Recordings, split: Split, role: str, where: str,
+               protocol: str = '', disjoint_texts: bool = False) -> None:
     "Raise `BadInput`, naming the corpus, if a split cannot be trained or tested on."
     table = recordings.corpus.table.assign(sha256=recordings.store.contents.astype(str)) # finds copies in other formats
     try:
@@ -108,7 +110,8 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     source_labels, target_labels = source.corpus.labels, target.corpus.labels
     trained = target_labels[t.train]
     shown = few_labels(trained, e.shots, e.seed) if setup.shots else visible_labels(trained, setup.target_labels)
-    both = [Utterances(source.store, s.train, source_labels[s.train], SOURCE), Utterances(target.store, t.train, shown, TARGET)]
+    both = [Utterances(source.store, s.train, source_labels[s.train], SOURCE),
+            Utterances(target.store, t.train, shown, TARGET)]
     training = [corpus for corpus, used in zip(both, (setup.source, setup.target)) if used]
     check_labels(np.concatenate([corpus.labels for corpus in training]), target_labels[t.test])
     valid = Utterances(target.store, t.valid, target_labels[t.valid], TARGET) if setup.target_labels else \

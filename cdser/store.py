@@ -29,8 +29,9 @@ from .model import Recogniser, from_transformers, load_stock
 def idle_fields(e: Experiment) -> set[str]:
     "The fields of an experiment that cannot change its outcome, given the others."
     contrasts = {'contrastive', 'supervised_contrastive'} & set(e.weights)
-    idle = {'shots': not SETUPS[e.setup].shots, 'temperature': not contrasts, 'confidence': 'self_training' not in e.weights,
-            'augmentations': e.views == 1, 'freeze_front_end': e.freeze_encoder, 'encoder_lr': e.freeze_encoder}
+    idle = {'shots': not SETUPS[e.setup].shots, 'temperature': not contrasts,
+            'confidence': 'self_training' not in e.weights, 'augmentations': e.views == 1,
+            'freeze_front_end': e.freeze_encoder, 'encoder_lr': e.freeze_encoder}
     return {name for name, is_idle in idle.items() if is_idle}
 
 def deciding(e: Experiment) -> dict: # for JSON
@@ -39,8 +40,8 @@ def deciding(e: Experiment) -> dict: # for JSON
     return {name: value for name, value in asdict(check_experiment(e)).items() if name not in left_out}
 
 # %% ../nbs/24_store.ipynb #6b7a1bc8
-DECIDING = ('config', 'audio', 'audio_store', 'splits', 'parts', 'batches', 'augment', 'encoder', 'losses', 'rivals', 'model',
-            'evaluate', 'selection', 'train', 'compute')
+DECIDING = ('config', 'audio', 'splits', 'batches', 'augment', 'encoder', 'losses', 'rivals', 'model', 'evaluate',
+            'selection', 'train', 'audio_store', 'parts', 'compute')
 SOURCES = Path(find_spec('cdser.config').origin).parent # the folder of the package
 
 def structure(node) -> object: # for JSON
@@ -51,7 +52,8 @@ def structure(node) -> object: # for JSON
         return repr(node)
     parts = {name: value for name, value in ast.iter_fields(node)
              if value not in (None, []) and name not in ('ctx', 'kind', 'type_comment')}
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    if documented and ast.get_docstring(node, clean=False) is not None:
         parts['body'] = node.body[1:]
     return [type(node).__name__, {name: structure(value) for name, value in parts.items()}]
 
@@ -83,7 +85,8 @@ FORMAT = 4 # of what is stored
 def identify(e: Experiment, parts: str, weights: str, device: str = 'cpu') -> dict: # for JSON
     "Everything that decides a run, from `Parts.digest` and `weights_digest`; its hash is the run's id."
     precision = 'bfloat16' if device.startswith('cuda') else 'float32' # as `mixed_precision` sets it
-    return dict(format=FORMAT, experiment=deciding(e), parts=parts, weights=weights, code=code_digest(), precision=precision)
+    return dict(format=FORMAT, experiment=deciding(e), parts=parts, weights=weights, code=code_digest(),
+                precision=precision)
 
 def processor() -> str:
     "The processor's name and the vector instructions that torch uses on it."
@@ -127,15 +130,15 @@ class Checkpoints:
         self.last = time.perf_counter()
         self.took = self.last - start
 
-    def read(self) -> tuple[bytes, dict] | None: # a safetensors file, and its header; None: there is no whole checkpoint
-        "The file, if its content has the digest of its first line."
+    def read(self) -> tuple[bytes, dict] | None: # a safetensors file, and its header
+        "The checkpoint as it was written; None if there is no whole one."
         content = read_sealed(self.file)
         if content is None:
             return None
         return content, json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])['__metadata__']
 
-    def load(self) -> tuple[dict[str, Tensor], dict] | None: # tensors on the CPU, facts; None: there is no whole checkpoint
-        "The checkpoint, if there is one."
+    def load(self) -> tuple[dict[str, Tensor], dict] | None: # tensors on the CPU, facts
+        "The checkpoint; None if there is no whole one."
         saved = self.read()
         return saved and (load(saved[0]), json.loads(saved[1]['facts']))
 
@@ -148,7 +151,7 @@ class Checkpoints:
 class Run:
     "A finished run, whose files are verified when they are read. Raises `BadInput` if one is not as it was stored."
     folder: Path
-    asked: Experiment | None = field(default=None, compare=False) # whose names of corpora it uses; None: the first to ask
+    asked: Experiment | None = field(default=None, compare=False) # gives the names of corpora; None: the stored one
 
     @property
     def id(self) -> str:
@@ -220,9 +223,10 @@ class Run:
     def checked(self, inside: str) -> Path:
         "A folder in the run that holds exactly the files that were stored."
         stored = {name for name in self.config and self.digests if name.startswith(f'{inside}/')}
-        present = {path.relative_to(self.folder).as_posix() for path in (self.folder / inside).rglob('*') if not path.is_dir()}
-        for name in sorted(present - stored):
-            raise self.refuse(name, 'was not stored with the run')
+        for path in sorted((self.folder / inside).rglob('*')):
+            name = path.relative_to(self.folder).as_posix()
+            if name not in stored and not path.is_dir():
+                raise self.refuse(name, 'was not stored with the run')
         for name in stored or [f'{inside}/']:
             self.read(name)
         return self.folder / inside
@@ -333,7 +337,7 @@ def prune(store: RunStore) -> pd.DataFrame: # one row per removed file or folder
     for lock in store.folder.rglob('.locks/*.lock'):
         with locked(lock.parent.parent / lock.stem, wait=False) as free:
             if not free:
-                raise BadInput(f'{store.folder}: {lock.stem} is being made; prune when no training or decoding is under way')
+                raise BadInput(f'{store.folder}: {lock.stem} is being made; prune when nothing is under way')
     rows = []
     for path in unused(store):
         rows.append((str(path.relative_to(store.folder)), megabytes(path)))
