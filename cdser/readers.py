@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEN_OF_EMODB', 'GENDERS', 'RAVDESS', 'EMODB', 'SAVEE', 'URDU', 'SHEMO', 'CREMAD', 'TESS', 'NEMO', 'ESD',
-           'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'ASIDE', 'SUFFIXES', 'find_files', 'to_table', 'Release',
-           'genders_from', 'complete_cremad', 'complete_nemo', 'complete_esd', 'recordings', 'label_lines',
-           'read_iemocap', 'read_msp_improv', 'read_msp_podcast', 'read_release', 'open_dataset', 'write_part',
-           'import_dataset']
+           'IEMOCAP_TURN', 'MSP_TURN', 'READERS', 'ASIDE', 'SUFFIXES', 'find_files', 'to_table', 'genders_from',
+           'Release', 'complete_cremad', 'complete_esd', 'recordings', 'label_lines', 'read_iemocap', 'read_msp_improv',
+           'read_msp_podcast', 'read_release', 'open_dataset', 'write_part', 'import_dataset']
 
 # %% ../nbs/40_readers.ipynb #5a1e0c03
 import itertools, os, re
@@ -57,13 +56,22 @@ def to_table(rows: list[dict] | pd.DataFrame, root: Path, example: str,
     columns = ['path', 'emotion', 'speaker', 'session', 'gender', 'text_id']
     return table.reindex(columns=columns, fill_value='')
 
+def genders_from(root: Path, name: str, speaker: str, gender: str) -> dict[str, str]:
+    "Genders by speaker from a table somewhere in a release; empty if it is not there."
+    for path in find_files(root, {PurePosixPath(name).suffix}):
+        if path.name == name:
+            people = read_csv(root / path, (speaker, gender), '\t' if name.endswith('.tsv') else ',')
+            return dict(zip(people[speaker].map(tidy), people[gender].str.lower()))
+    return {}
+
 @dataclass(frozen=True)
 class Release:
     "A published corpus with everything in its file names; calling it reads a copy."
     example: str # a path of the release, for messages
     pattern: str # of a path without its suffix; groups: emotion, speaker, gender, text_id, utterance
     words: dict[str, dict[str, str]] = field(default_factory=dict) # column -> what its codes mean
-    complete: Callable[[pd.DataFrame, Path], pd.DataFrame] | None = None # adds other columns
+    complete: Callable[[pd.DataFrame], pd.DataFrame] | None = None # for columns that no pattern gives
+    people: tuple[str, str, str] | None = None # a file with genders, its columns for speaker and gender
 
     def __call__(self, root: Path) -> pd.DataFrame: # path, emotion, speaker, session, gender, text_id
         "The utterances in a folder. Raises `BadInput` if there are none, or one is there twice."
@@ -71,7 +79,9 @@ class Release:
         bare = paths.str.replace(r'\.\w+$', '', regex=True)
         table = bare.str.extract(f'(?:^|/){self.pattern}$').assign(path=paths)
         table = table[table.speaker.notna()].fillna('').replace(self.words)
-        return to_table(self.complete(table, root) if self.complete else table, root, self.example)
+        if self.people:
+            table['gender'] = table.speaker.map(genders_from(root, *self.people)).astype(object).fillna('')
+        return to_table(self.complete(table) if self.complete else table, root, self.example)
 
 # %% ../nbs/40_readers.ipynb #5a1e0c08
 MEN_OF_EMODB = ('03', '10', '11', '12', '15')
@@ -101,26 +111,12 @@ SHEMO = Release( # Mohamad Nezami et al. 2019
     'F24A24.wav', r'(?P<speaker>(?P<gender>[FM])\d\d)(?P<emotion>[AHNSWF])\d+', words={'gender': GENDERS})
 
 # %% ../nbs/40_readers.ipynb #5a1e0c10
-def genders_from(root: Path, name: str, speaker: str, gender: str, separator: str = ',') -> dict[str, str]:
-    "Genders by speaker from a table somewhere in a release; empty if it is not there."
-    for path in find_files(root, {PurePosixPath(name).suffix}):
-        if path.name == name:
-            people = read_csv(root / path, (speaker, gender), separator)
-            return dict(zip(people[speaker].map(tidy), people[gender].str.lower()))
-    return {}
-
-def complete_cremad(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    "AudioWAV alone, if it is there, and the speakers' genders."
+def complete_cremad(table: pd.DataFrame) -> pd.DataFrame:
+    "AudioWAV alone, if it is there."
     wav = table.path.str.contains(r'(?:^|/)AudioWAV/')
-    genders = genders_from(root, 'VideoDemographics.csv', 'ActorID', 'Sex')
-    return table.assign(gender=[genders.get(speaker, '') for speaker in table.speaker])[wav | ~wav.any()]
+    return table[wav | ~wav.any()]
 
-def complete_nemo(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    "The speakers' genders."
-    genders = genders_from(root, 'data.tsv', 'speaker_id', 'gender', '\t')
-    return table.assign(gender=[genders.get(speaker, '') for speaker in table.speaker])
-
-def complete_esd(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+def complete_esd(table: pd.DataFrame) -> pd.DataFrame:
     "Texts by language and number; speakers 0001 to 0010 are of Mandarin."
     language = np.where(table.speaker.astype(int) <= 10, 'mandarin', 'english')
     number = (table.text_id.astype(int) - 1) % 350 + 1
@@ -130,7 +126,7 @@ def complete_esd(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 CREMAD = Release( # Cao et al. 2014
     'AudioWAV/1001_DFA_ANG_XX.wav',
     r'(?P<speaker>\d+)_(?P<text_id>[^_/]*)_(?P<emotion>[^_/]*)_[^_/]*',
-    complete=complete_cremad)
+    complete=complete_cremad, people=('VideoDemographics.csv', 'ActorID', 'Sex'))
 
 TESS = Release( # Dupuis & Pichora-Fuller 2010
     'OAF_back_angry.wav',
@@ -139,7 +135,8 @@ TESS = Release( # Dupuis & Pichora-Fuller 2010
 
 NEMO = Release( # Christop 2024
     'samples/EB0_anger_1.wav',
-    r'(?P<speaker>[A-Z]+\d)_(?P<emotion>[a-z]+)_(?P<text_id>\d+)', complete=complete_nemo)
+    r'(?P<speaker>[A-Z]+\d)_(?P<emotion>[a-z]+)_(?P<text_id>\d+)',
+    people=('data.tsv', 'speaker_id', 'gender'))
 
 ESD = Release( # Zhou et al. 2021
     '0011/Angry/0011_000351.wav',
