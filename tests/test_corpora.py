@@ -310,8 +310,6 @@ def test_a_root_that_is_no_folder_is_one_error(root):
     for read in (load_corpus, read_corpus):
         with pytest.raises(BadInput):
             read('mine', root)
-    with pytest.raises(BadInput):
-        read_label_map(root or 5)
 
 
 def test_a_missing_root_corpus_or_column_is_named(tmp_path):

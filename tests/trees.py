@@ -13,7 +13,8 @@ from scipy.signal import resample_poly
 from cdser.synthetic import STUDIO_A, STUDIO_B, generate
 
 HUM = (.1 * np.sin(np.arange(4800) * .1)).astype(np.float32)
-TWIN = b'\0\5\x16\7\0\2\0\0Mac OS X        \xb0\xff[1.0000 - 2.0000]\tSes01F_impro01_F000\tang\t[1.0000, 1.0000, 1.0000]\n' # `._` beside a file
+TWIN = (b'\0\5\x16\7\0\2\0\0Mac OS X        \xb0\xff[1.0000 - 2.0000]\tSes01F_impro01_F000\tang\t'
+        b'[1.0000, 1.0000, 1.0000]\n') # what macOS leaves beside a file, as `._` and its name
 
 
 # ---- audio: what is written at a path
@@ -116,9 +117,10 @@ IMPROV_SCENARIOS = dict(S=652, R=620, T=4381, P=2785)
 CAST = [f'{letter}{session:02}' for session in range(1, 7) for letter in 'FM']
 
 
-def improv_turns(codes: dict[str, int] = IMPROV_CODES, scenarios: dict[str,
-                                                                       int] = IMPROV_SCENARIOS) -> pd.DataFrame: # name, emotion
-    "Turns such as `S01A-F01-S-FM01`, as many of each code and scenario as asked for, dealt to the twelve speakers in turn."
+def improv_turns(codes: dict[str, int] = IMPROV_CODES,
+                 scenarios: dict[str, int] = IMPROV_SCENARIOS,
+                ) -> pd.DataFrame: # name, emotion
+    "Turns such as `S01A-F01-S-FM01` of the twelve speakers, as many of each code and scenario as asked for."
     emotions = np.repeat(list(codes), list(codes.values()))
     played = np.random.default_rng(0).permutation(np.repeat(list(scenarios), list(scenarios.values())))
     said, names = Counter(), []
@@ -167,7 +169,7 @@ def speak(voices: dict[str, np.ndarray], rate: int) -> Callable[[Path], None]:
 
 def paper_trees(root: Path, per_speaker: int = 2,
                 seconds: float = .7) -> Path: # root, with iemocap and msp_improv below it
-    "Both corpora of the paper with all sessions and speakers, `per_speaker` generated utterances of each label by each."
+    "Both corpora of the paper with all sessions and speakers, and generated utterances of each label by each."
     def cast(studio, speakers):
         return generate(replace(studio, speakers=speakers, utterances=speakers * 4 * per_speaker, prior=(.25,) * 4,
                                 seconds=seconds))
@@ -272,7 +274,8 @@ ASIDE = { # what lies beside the audio
                                          '1002,21,Female,Caucasian,Not Hispanic',
                                          '1091,29,Female,Asian,Not Hispanic']},
     'nemo': {'data.tsv': ['file_id\temotion\traw_text\tnormalized_text\tspeaker_id\tgender\tage', *(
-        f'{speaker}_{emotion}.wav\t{emotion.rpartition("_")[0]}\tMleko.\tmleko\t        {speaker}\t{gender}\t27' for speaker, gender, emotion in
+        f'{speaker}_{emotion}.wav\t{emotion.rpartition("_")[0]}\tMleko.\tmleko\t        {speaker}\t{gender}\t27'
+        for speaker, gender, emotion in
         [('EB0', 'female', 'anger_1'), ('MP0', 'male', 'neutral_90')])]},
     'esd': {'0011/0011.txt': ['0011_000351\tThe nine the eggs, I keep.\tAngry']},
     'msp_podcast': {'Labels/labels_consensus.csv': [
