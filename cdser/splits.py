@@ -150,8 +150,7 @@ class Finding(NamedTuple):
     what: str   # 'corpus', an utterance, or the split: 'fold 0', 'seed 0'
     detail: str # on one line
 
-def overlap(values, # (n,) of str or int; '' if unknown
-            split: Split, part: str, other: str) -> list:
+def overlap(values, split: Split, part: str, other: str) -> list: # values: (n,), '' if unknown
     "Values that two parts of a split share."
     values = np.asarray(values, dtype=object)
     return sorted({*values[getattr(split, part)]} & {*values[getattr(split, other)]} - {''})
@@ -268,20 +267,17 @@ def check_split(table: pd.DataFrame,
 
 # %% ../nbs/03_splits.ipynb #5b1f0c30
 def check_labels(trained: np.ndarray, # (n,) class indices that training sees, UNLABELLED among them
-                 tested: np.ndarray,  # (m,) class indices
-                ) -> None:
+                 tested: np.ndarray) -> None: # (m,) class indices
     "Raise `BadInput` if a class is tested that is never trained."
     never = sorted({*tested} - {*trained} - {UNLABELLED})
     if never:
         raise BadInput(f'labels: {", ".join(LABELS[c] for c in never)} is tested, but no label that training '
                        'sees is; use a source that has it, or leave it out by a label map')
 
-def check_speakers(table: pd.DataFrame,
-                   rows: np.ndarray, # of a part
-                   what: str,        # which part of which corpus, for the message
-                   least: int = 2,
-                  ) -> None:
-    "Raise `BadInput` if a part has fewer speakers than `least`."
+def check_speakers(table: pd.DataFrame, rows: np.ndarray,
+                   what: str, # which part of which corpus, for the message
+                   least: int = 2) -> None:
+    "Raise `BadInput` if the rows have fewer speakers than `least`."
     count = table.speaker.iloc[rows].nunique()
     if count < least:
         raise BadInput(f'split: {what} holds {count} speaker{"s" * (count != 1)}, and {least} are needed; '
