@@ -78,8 +78,7 @@ def read_text(path: Path, errors: str = 'strict') -> str:
 
 # %% ../nbs/02_corpora.ipynb #e90a4c37
 def check_rows(wrong, table: pd.DataFrame, name: str,
-               message: str, # may hold the names of columns in braces
-              ) -> None:
+               message: str) -> None: # may hold the names of columns in braces
     "Raise `BadInput` for the first row that is wrong, counted as a spreadsheet does: the header is row 1."
     rows = np.flatnonzero(wrong)
     if len(rows):
@@ -272,9 +271,8 @@ def read_label_map(path: Path | None = None,     # None: the shipped one
     check_rows(twice, table, str(path), '{emotion} of {corpus} is listed twice')
     return {name: dict(zip(rows.emotion, rows.label)) for name, rows in table.groupby('corpus', sort=False)}
 
-def emotions_of(name: str, label_map: Path | None,
-               ) -> dict[str, str] | None: # emotion -> label or ''; None: not in the shipped map
-    "A corpus's lines of a label map. Raises `BadInput` if a user's own map has none."
+def emotions_of(name: str, label_map: Path | None) -> dict[str, str] | None: # emotion -> label or ''
+    "A corpus's lines of a label map, if any. Raises `BadInput` if a user's own map has none."
     corpora = read_label_map(label_map)
     if label_map and tidy(name) not in corpora:
         raise BadInput(f'{label_map}: has no lines for {name}, such as {name},anger,ang; '
