@@ -1,12 +1,12 @@
 """What reading an utterance costs, in random order: from the store, from its file, from a data set of `datasets`.
 
-python benchmarks/data_path.py [--files 1000] [--repeats 5]
+python benchmarks/data_path.py [--files 1000] [--repeats 5] [--hours 1 10 100]
 
 All give 16 kHz float32 samples of the same utterances. Repeats are interleaved, so that all see the same machine.
 Generated utterances have the durations of IEMOCAP (WAV at 16 kHz); real ones are those of the folder that
 CDSER_CORPORA names, as they are. datasets reads its stored bytes, which soundfile decodes, as is usual if torchcodec
 and FFmpeg are missing. The store's samples are copied, since reading a mapped file begins when they are used.
-Then stores of 1, 10 and 100 hours are opened. Writes benchmarks/results/data_path-cpu.json.
+Then stores of so many hours are opened. Writes benchmarks/results/data_path-cpu.json.
 """
 import argparse
 import io
@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--files', type=int, default=1000)
     parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--hours', type=float, nargs='*', default=[1, 10, 100])
     args = parser.parse_args()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def main() -> None:
             roots |= {name: real for name in ('nemo', 'urdu', 'emodb') if (real / name).is_dir()}
         found = {name: per_item(load_corpus(name, root).paths[:args.files], folder / name, args.repeats)
                  for name, root in roots.items()}
-        opened = [open_hours(hours, folder / f'{hours}h') for hours in (1, 10, 100)]
+        opened = [open_hours(hours, folder / f'{hours}h') for hours in args.hours]
     medians = {name: {way: float(np.median(seconds)) for way, seconds in ways.items()} for name, ways in found.items()}
     result = dict(unit='seconds per utterance', repeats=found, median=medians, opened=opened)
     record('data_path', 'cpu', about('cpu', 'datasets', 'soundfile') | result)
@@ -103,7 +104,7 @@ def main() -> None:
             times = seconds / ways['AudioStore']
             print(f'{name:16} {way:24}{1e6 * seconds:8.0f} µs  {times:6.1f} x AudioStore')
     for o in opened:
-        print(f'{o["hours"]:4} h, {o["utterances"]:6} utterances: opened in {o["seconds"]:.2f} s, '
+        print(f'{o["hours"]:4g} h, {o["utterances"]:6} utterances: opened in {o["seconds"]:.2f} s, '
               f'{o["megabytes"]:.0f} MB more; the first time in {o["first_seconds"]:.2f} s')
 
 

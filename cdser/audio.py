@@ -6,8 +6,8 @@
 __all__ = ['CUT', 'JOINED', 'LOOSE', 'OPEN', 'MIRROR', 'HEADS', 'RATES', 'LONGEST', 'BLOCK', 'WIDTHS', 'UNKNOWN', 'SHORTEST',
            'SILENCE', 'LOUDEST', 'CLIPPING', 'Segment', 'WHOLE', 'ROUNDING', 'AHEAD', 'wav_chunks', 'check_wav',
            'ogg_checksum', 'check_ogg', 'check_container', 'Forward', 'check_header', 'is_open_mp3', 'piped',
-           'read_mono', 'naming', 'read_audio', 'resample', 'Reading', 'cut', 'read_each', 'decode_each', 'load_audio',
-           'in_threads', 'listed', 'decoded']
+           'read_mono', 'naming', 'read_audio', 'resampling_filter', 'resample', 'Reading', 'cut', 'read_each',
+           'decode_each', 'load_audio', 'in_threads', 'listed', 'decoded']
 
 # %% ../nbs/01_audio.ipynb #8f181f4d
 import hashlib, io, math, mmap, os, re, threading, zlib
@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 import numpy as np
 import soundfile as sf
-from scipy.signal import resample_poly
+from scipy.signal import firwin, resample_poly
 from tqdm.auto import tqdm
 from .config import SAMPLE_RATE, BadInput, shown
 
@@ -193,13 +194,19 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the 
                 return read_mono(sound, md5), sound.samplerate
 
 # %% ../nbs/01_audio.ipynb #15453b02
+@lru_cache(maxsize=8)
+def resampling_filter(up: int, down: int) -> np.ndarray: # (taps,) float32
+    "The filter that `resample_poly` designs for each call; at odd rates that takes longer than to apply it."
+    return firwin(20 * max(up, down) + 1, 1 / max(up, down), window=('kaiser', 5.)).astype(np.float32)
+
 def resample(samples: np.ndarray, rate: int) -> np.ndarray: # (samples,) float32 at SAMPLE_RATE
     "Convert samples from any rate in Hz to that of the encoder."
     if rate == SAMPLE_RATE:
         return samples
     common = math.gcd(SAMPLE_RATE, rate)
+    up, down = SAMPLE_RATE // common, rate // common
     with np.errstate(over='ignore', invalid='ignore'):
-        return resample_poly(samples, SAMPLE_RATE // common, rate // common).astype(np.float32, copy=False)
+        return resample_poly(samples, up, down, window=resampling_filter(up, down)).astype(np.float32, copy=False)
 
 # %% ../nbs/01_audio.ipynb #5d7e99bd
 SHORTEST = .1   # seconds
