@@ -12,6 +12,7 @@ __all__ = ['AUDIO', 'COLUMNS', 'NUMBERS', 'IDENTITIES', 'INVISIBLE', 'MISSING', 
 # %% ../nbs/02_corpora.ipynb #6fe81e3c
 import csv, io, os, re, unicodedata, warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
@@ -177,25 +178,22 @@ class Corpus:
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
 # %% ../nbs/02_corpora.ipynb #3b0d72c4
-def doubts(corpus: Corpus) -> list[tuple[str, str]]: # kind, one line
-    "What reading the corpus left open."
-    lines = []
+def doubts(corpus: Corpus) -> Iterator[tuple[str, str]]: # kind, one line
+    "Questions that reading the corpus left open."
     for column, spelling, other in ambiguities(corpus.table):
         two = f'the {column}s {shown(spelling)} and {shown(other)} are two; spell them alike if they are one'
         missing = f'{shown(spelling)} is taken for a {column}; leave it empty if it means that none is known'
-        lines.append(('spelling', two if other else missing))
+        yield 'spelling', two if other else missing
     for name in overlaps(corpus.table):
-        lines.append(('overlap', f'{shown(name)} overlaps an earlier part of its recording'))
+        yield 'overlap', f'{shown(name)} overlaps an earlier part of its recording'
     if corpus.overruled:
-        lines.append(('label map', f'the column label differs from the label map in {corpus.overruled} rows; '
-                      'the map counts'))
+        rows = f'in {corpus.overruled} rows'
+        yield 'label map', f'the column label differs from the label map {rows}; the map counts'
     if corpus.ignored:
-        columns = ', '.join(map(shown, corpus.ignored[:9]))
-        lines.append(('ignored column', f'these columns are not read: {columns}'))
+        yield 'ignored column', f'these columns are not read: {", ".join(map(shown, corpus.ignored[:9]))}'
     if corpus.unlisted:
-        lines.append(('extra', f'{len(corpus.unlisted)} recordings in the folder are not used, since the '
-                      f'reader does not recognise them; the first is {brief(corpus.unlisted[0])}'))
-    return lines
+        yield 'extra', (f'{len(corpus.unlisted)} recordings in the folder are not used, since the reader '
+                        f'does not recognise them; the first is {brief(corpus.unlisted[0])}')
 
 # %% ../nbs/02_corpora.ipynb #58c1d0fe
 UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
@@ -319,7 +317,7 @@ def make_corpus(name: str, root: Path, table: pd.DataFrame, where: Path, label_m
         own = as_texts(table, 'label', str(where)) if {'label', 'emotion'} <= set(table) else labels
         overruled = int(((own != labels) & (own != '')).sum())
     corpus = Corpus(name, root, checked, left_out, overruled, **facts)
-    lines = doubts(corpus)
+    lines = [*doubts(corpus)]
     counts = Counter(kind for kind, _ in lines)
     for kind, text in dict(reversed(lines)).items(): # the first of each kind
         more = f' (and {counts[kind] - 1} more of the kind; cdser verify lists them)' * (counts[kind] > 1)

@@ -11,6 +11,7 @@ __all__ = ['NO_TEXT', 'PARTS', 'ROLES', 'CONFOUNDED', 'TO', 'SUFFIX', 'FOLDS', '
 
 # %% ../nbs/03_splits.ipynb #31f02fe8
 import re, warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -155,48 +156,45 @@ def overlap(values, split: Split, part: str, other: str) -> list: # values: (n,)
     values = np.asarray(values, dtype=object)
     return sorted({*values[getattr(split, part)]} & {*values[getattr(split, other)]} - {''})
 
-def shared_findings(table: pd.DataFrame, split: Split, what: str, clips=None) -> list[Finding]:
+def shared_findings(table: pd.DataFrame, split: Split, what: str, clips=None) -> Iterator[Finding]:
     "Speakers and recordings that two parts share, and parts that are empty."
     columns = dict(speakers=table.speaker, files=table.path, checksums=table.sha256, clips=clips)
-    problems = []
     for name, values in columns.items():
         for part, other in combinations(PARTS, 2):
             shared = [] if values is None else overlap(values, split, part, other)
             if shared:
                 example = '' if name in ('clips', 'checksums') else f', such as {shown(shared[0])}'
-                problems.append(Finding('error', f'shared {name}', what,
-                                        f'{part} and {other} share {name}: {len(shared)}{example}'))
+                yield Finding('error', f'shared {name}', what,
+                              f'{part} and {other} share {name}: {len(shared)}{example}')
     for part in ('train', 'valid'):
         if not len(getattr(split, part)):
-            problems.append(Finding('error', 'no utterances', what,
-                                    f'there are no utterances to {TO[part]}; more speakers are needed'))
-    return problems
+            yield Finding('error', 'no utterances', what,
+                          f'there are no utterances to {TO[part]}; more speakers are needed')
 
 # %% ../nbs/03_splits.ipynb #5b1f0c24
-def class_findings(table: pd.DataFrame, split: Split, what: str, role: str) -> list[Finding]:
+def class_findings(table: pd.DataFrame, split: Split, what: str, role: str) -> Iterator[Finding]:
     "Classes and speakers that parts lack; which matter depends on the role."
-    problems, corpus = [], set(table.label)
+    corpus = set(table.label)
     labels = {part: set(table.label.iloc[getattr(split, part)]) for part in PARTS}
     never = (corpus if role == 'source' else labels['test']) - labels['train']
     if labels['train'] and never:
-        problems.append(Finding('error', 'never trained', what,
-                                f'no utterance of {", ".join(sorted(never))} is left to train on; '
-                                'more speakers of it are needed, or other folds'))
+        yield Finding('error', 'never trained', what,
+                      f'no utterance of {", ".join(sorted(never))} is left to train on; '
+                      'more speakers of it are needed, or other folds')
     for part in ('valid', 'test') if role == 'target' else ('valid',):
         speakers, lacking = table.speaker.iloc[getattr(split, part)].unique(), corpus - labels[part]
         if len(labels[part]) == 1:
-            problems.append(Finding('error', 'one class', what, f'all utterances to {TO[part]} are '
-                                    f'{min(labels[part])}; use other folds, or more speakers'))
+            yield Finding('error', 'one class', what, f'all utterances to {TO[part]} are '
+                          f'{min(labels[part])}; use other folds, or more speakers')
         elif labels[part] and lacking:
-            problems.append(Finding('warning', 'missing class', what,
-                                    f'no utterance to {TO[part]} is {", ".join(sorted(lacking))}'))
+            yield Finding('warning', 'missing class', what,
+                          f'no utterance to {TO[part]} is {", ".join(sorted(lacking))}')
         if len(speakers) == 1 and (role, part) != ('target', 'valid'): # which only stops training early
-            problems.append(Finding('warning', 'one speaker', what,
-                                    f'all utterances to {TO[part]} are of {shown(speakers[0])}'))
+            yield Finding('warning', 'one speaker', what,
+                          f'all utterances to {TO[part]} are of {shown(speakers[0])}')
     if role == 'target' and not labels['test']:
-        problems.append(Finding('error', 'no utterances', what,
-                                'there are no utterances to test on; use other folds'))
-    return problems
+        yield Finding('error', 'no utterances', what,
+                      'there are no utterances to test on; use other folds')
 
 # %% ../nbs/03_splits.ipynb #5b1f0c26
 def speaker_confound(table: pd.DataFrame) -> tuple[float, float]:
@@ -204,25 +202,24 @@ def speaker_confound(table: pd.DataFrame) -> tuple[float, float]:
     counts = pd.crosstab(table.speaker, table.label).to_numpy()
     return float(counts.max(1).sum() / len(table)), float(counts.sum(0).max() / len(table))
 
-def corpus_findings(table: pd.DataFrame, role: str) -> list[Finding]:
-    "What holds of a corpus however it is split."
-    problems, labels = [], set(table.label)
+def corpus_findings(table: pd.DataFrame, role: str) -> Iterator[Finding]:
+    "Problems of a corpus however it is split."
+    labels = set(table.label)
     absent = ', '.join(sorted(set(LABELS) - labels))
     if absent:
-        problems.append(Finding('warning', 'absent class', 'corpus',
-                                f'no utterance is {absent}; UAR is the mean of {len(labels)} recalls, '
-                                f'and chance is {1 / len(labels):.0%}'))
+        yield Finding('warning', 'absent class', 'corpus',
+                      f'no utterance is {absent}; UAR is the mean of {len(labels)} recalls, '
+                      f'and chance is {1 / len(labels):.0%}')
     given, alone = speaker_confound(table)
     single = (table.groupby('speaker').label.nunique() == 1).sum()
     if given == 1 and len(labels) > 1:
-        problems.append(Finding('error' if role == 'target' else 'warning', 'speaker is label', 'corpus',
-                                'each speaker shows one emotion, so telling voices apart is telling emotions '
-                                'apart; speakers who show several are needed'))
+        yield Finding('error' if role == 'target' else 'warning', 'speaker is label', 'corpus',
+                      'each speaker shows one emotion, so telling voices apart is telling emotions '
+                      'apart; speakers who show several are needed')
     elif given >= CONFOUNDED and len(labels) > 1:
-        problems.append(Finding('warning', 'confounded', 'corpus',
-                                f'speakers predict {given:.0%} of the labels (nothing else {alone:.0%}); '
-                                f'{single} of {table.speaker.nunique()} show one emotion'))
-    return problems
+        yield Finding('warning', 'confounded', 'corpus',
+                      f'speakers predict {given:.0%} of the labels (nothing else {alone:.0%}); '
+                      f'{single} of {table.speaker.nunique()} show one emotion')
 
 # %% ../nbs/03_splits.ipynb #5b1f0c25
 def findings(table: pd.DataFrame,
@@ -234,12 +231,12 @@ def findings(table: pd.DataFrame,
             ) -> list[Finding]:               # errors first
     "What speaks against training or testing on a corpus with these splits."
     check_choice('role', role, ROLES)
-    problems = corpus_findings(table, role)
+    problems = [*corpus_findings(table, role)]
     if not splits:
         problems.append(Finding('error', 'no split', 'corpus', 'there is no fold to test'))
     for number, split in enumerate(splits):
         what = f'fold {number}' if role == 'target' else f'seed {number}'
-        problems += shared_findings(table, split, what, clips) + class_findings(table, split, what, role)
+        problems += [*shared_findings(table, split, what, clips), *class_findings(table, split, what, role)]
         sessions, texts = ({value for part in PARTS[:2] for value in overlap(column, split, part, 'test')}
                            for column in (table.session, table.text_id))
         if sessions:

@@ -11,7 +11,7 @@ __all__ = ['BANDS', 'SLOTS', 'WINDOW', 'HOP', 'EDGES', 'FIRST_BINS', 'HANN', 'NE
 
 # %% ../nbs/43_verify.ipynb #2873cda0
 import os, time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -99,15 +99,17 @@ def inspect_all(corpus: Corpus, progress: bool) -> pd.DataFrame: # as of `inspec
         facts.update(zip(rows[path], of_path))
     return pd.DataFrame([facts[row] for row in corpus.table.index]).astype(dict(sketch=object, wrong=object))
 
-def recording_findings(names: list[str], facts: pd.DataFrame) -> list[tuple]: # (name, kind, detail)
-    "What is wrong or odd about recordings by themselves."
+def recording_findings(names: list[str], facts: pd.DataFrame) -> Iterator[tuple]: # (name, kind, detail)
+    "Errors and oddities of recordings by themselves."
     most = Experiment.max_seconds
-    problems = [(name, *wrong) for name, wrong in zip(names, facts.wrong) if wrong is not None]
-    problems += [(name, 'clipped', f'{share:.1%} of the samples are at full scale')
-                 for name, share in zip(names, facts.clipped) if share > CLIPPED]
-    problems += [(name, 'long', f'lasts {seconds:.1f} s; runs use the first {most:g} s unless max_seconds '
-                  'says otherwise') for name, seconds in zip(names, facts.seconds) if seconds > most]
-    return problems
+    for name, fact in zip(names, facts.itertuples()):
+        if fact.wrong:
+            yield name, *fact.wrong
+        if fact.clipped > CLIPPED:
+            yield name, 'clipped', f'{fact.clipped:.1%} of the samples are at full scale'
+        if fact.seconds > most:
+            yield name, 'long', (f'lasts {fact.seconds:.1f} s; runs use the first {most:g} s '
+                                 'unless max_seconds says otherwise')
 
 # %% ../nbs/43_verify.ipynb #aa74661e
 def tails(paths: pd.Series,  # of a release
@@ -125,57 +127,54 @@ def compare(table: pd.DataFrame,     # of a copy
             facts: pd.DataFrame,     # of the same rows
             reference: pd.DataFrame, # the same rows in the release or the manifest; NaN if they are not there
             source: str,             # 'release' or 'manifest'
-           ) -> list[tuple]:         # (name, kind, detail)
+           ) -> Iterator[tuple]:     # (name, kind, detail)
     "Recordings that are not what they should be."
-    problems = []
     rows = zip(utterance_names(table), table.itertuples(), facts.itertuples(), reference.itertuples())
     for name, row, fact, expected in [row for row in rows if isinstance(row[3].path, str)]:
         for column in ('emotion', 'speaker'):
             here, there = getattr(row, column), getattr(expected, column)
             if here != there:
-                problems.append((name, 'relabelled', f'{column} {here}, in the {source} {there}'))
+                yield name, 'relabelled', f'{column} {here}, in the {source} {there}'
         if fact.wrong is not None:
             continue
         converted = PurePosixPath(row.path).suffix.lower() != PurePosixPath(expected.path).suffix.lower()
         same = not converted and fact.sha256 == expected.sha256
         if converted:
-            problems.append((name, 'converted', f'the {source} holds {PurePosixPath(expected.path).name}'))
+            yield name, 'converted', f'the {source} holds {PurePosixPath(expected.path).name}'
         elif expected.sha256 and not same:
-            problems.append((name, 'changed', f'its SHA-256 is not that of the {source}'))
+            yield name, 'changed', f'its SHA-256 is not that of the {source}'
             continue
         if abs(fact.seconds - expected.duration_s) > max(.05, .02 * expected.duration_s):
-            problems.append((name, 'contradiction' if same else 'changed', f'lasts {fact.seconds:.2f} s, '
-                             f'in the {source} {expected.duration_s:.2f} s'))
+            kind = 'contradiction' if same else 'changed'
+            yield name, kind, f'lasts {fact.seconds:.2f} s, in the {source} {expected.duration_s:.2f} s'
         if not converted and abs(fact.rate - expected.sample_rate) > 0: # not if it is NaN
-            problems.append((name, 'contradiction', f'has {fact.rate:.0f} Hz, '
-                             f'in the {source} {expected.sample_rate:.0f} Hz'))
-    return problems
+            yield name, 'contradiction', (f'has {fact.rate:.0f} Hz, '
+                                          f'in the {source} {expected.sample_rate:.0f} Hz')
 
 def compare_with_release(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame) -> list[tuple]:
     "What a copy lacks, has in addition, or has otherwise: (name, kind, detail)."
     there, here = tails(known.path, table.path)
-    problems = [(path, 'missing', 'is in the release') for path in known.path[~there.isin(here)]]
-    problems += [(path, 'extra', 'is not in the release') for path in table.path[~here.isin(there)]]
-    return problems + compare(table, facts, known.set_index(there).reindex(here), 'release')
+    return [*((path, 'missing', 'is in the release') for path in known.path[~there.isin(here)]),
+            *((path, 'extra', 'is not in the release') for path in table.path[~here.isin(there)]),
+            *compare(table, facts, known.set_index(there).reindex(here), 'release')]
 
 # %% ../nbs/43_verify.ipynb #cf4bc296
 def repeated(table: pd.DataFrame,
              facts: pd.DataFrame, # sha256, clip
              known: pd.DataFrame | None, # the release
-            ) -> list[tuple]: # (name, kind, detail)
+            ) -> Iterator[tuple]: # (name, kind, detail)
     "Recordings of a clip that came before."
     of_release = set(known.sha256) - {''} if known is not None else set()
     rows = table.assign(name=utterance_names(table), clip=facts['clip'], sha256=facts.sha256)
-    problems = []
     for _, same in rows[rows['clip'].duplicated(keep=False)].groupby('clip', sort=False):
         first, kind = same.iloc[0], 'duplicate'
         if not set(same.sha256) <= of_release and (same.label != first.label).any():
             kind = 'two labels'
         if not set(same.sha256) <= of_release and (same.speaker != first.speaker).any():
             kind = 'two speakers'
-        problems += [(row.name, kind, f'{brief(row.speaker)}, {row.label}: sounds as {brief(first["name"])} '
-                      f'({brief(first.speaker)}, {first.label})') for row in same[1:].itertuples()]
-    return problems
+        for row in same[1:].itertuples():
+            yield row.name, kind, (f'{brief(row.speaker)}, {row.label}: sounds as {brief(first["name"])} '
+                                   f'({brief(first.speaker)}, {first.label})')
 
 # %% ../nbs/43_verify.ipynb #4a31c8e4
 PUBLISHED = {'msp_improv': (792, 2644, 3477, 885), 'tess': (400, 400, 400, 400),
@@ -318,7 +317,7 @@ def verify(name: str,                     # the corpus
     counts, published, unlisted = count_labels(table), None, corpus.unlisted
     facts = inspect_all(corpus, progress)
     facts['clip'] = clips(facts.sketch)
-    problems = recording_findings(corpus.names, facts)
+    problems = [*recording_findings(corpus.names, facts)]
     problems += [('', *doubt) for doubt in doubts(corpus) if doubt[0] != 'extra']
     if manifest.is_file():
         problems += compare(table, facts, table, 'manifest')
