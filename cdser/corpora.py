@@ -257,9 +257,8 @@ def shipped(name: str) -> Path:
     inside = package / 'data_manifests' / name
     return inside if inside.exists() else package.parent / 'data_manifests' / name
 
-def read_label_map(path: Path | None = None,     # None: the shipped one
-                  ) -> dict[str, dict[str, str]]: # corpus -> emotion -> one of LABELS, or '' to leave it out
-    "Raises `BadInput`, naming the row, if the file is invalid."
+def read_label_map(path: Path | None = None) -> dict[str, dict[str, str]]: # None: the shipped one
+    "Corpus -> emotion -> one of LABELS, or '' to leave it out. Raises `BadInput`, naming the row."
     path = as_path('label_map', path or shipped('label_map.csv'))
     columns = ['corpus', 'emotion', 'label']
     table = read_csv(path, columns)[columns].map(tidy)
@@ -303,8 +302,7 @@ class CorpusWarning(UserWarning):
     "A doubt about a corpus that does not stop its reading."
 
 def make_corpus(name: str, root: Path, table: pd.DataFrame, where: Path, label_map: Path | None,
-                **facts, # other fields of `Corpus`
-               ) -> Corpus:
+                **facts) -> Corpus: # other fields of `Corpus`
     "Check a table that came from `where`, and warn once of each kind of doubt."
     if {'label', 'emotion'} <= set(table) and (table.emotion.map(tidy) == '').all():
         table = table.drop(columns='emotion')
