@@ -90,7 +90,7 @@ def epoch(folder: Path, device: str) -> dict[str, float]: # utterances, seconds,
     steps = list(islice(schedule(corpora, e, rng), len(CORPORA) * steps_in_pass(corpora, e.batch_seconds)))
     start = clock(device)
     for block in blocks(corpora, steps):
-        for _, views in views_of_block(corpora, block, None, e, torch.Generator(), device):
+        for views in views_of_block(corpora, block, None, e, torch.Generator(), device):
             step(model, optimiser, views, e)
     seconds, samples = clock(device) - start, sum(int(r.store.lengths.sum()) for r in opened)
     return dict(utterances=sum(len(r.store) for r in opened), seconds=seconds, hours=samples / 16_000 / 3600,

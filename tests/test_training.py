@@ -100,7 +100,7 @@ def test_a_term_that_compares_corpora_gets_half_a_batch_of_each_and_as_many_step
     for name in (method, 'emotion_only'):
         e = replace(TINY, weights=METHODS[name])
         dealt = list(islice(schedule(parts.training, e, np.random.default_rng(0)), 2 * parts.steps))
-        views = [views for _, views in views_of_block(parts.training, dealt, None, replace(e, views=1), torch.Generator(), 'cpu')]
+        views = views_of_block(parts.training, dealt, None, replace(e, views=1), torch.Generator(), 'cpu')
         seconds[name] = [v.lengths.sum().item() / SAMPLE_RATE for v in views]
         both = [set(v.domains.tolist()) == {0, 1} for v in views]
         assert all(both) if name == method else not any(both)
