@@ -207,7 +207,6 @@ def views_of_block(training: list[Utterances],
 # %% ../nbs/12_train.ipynb #e8a928e3
 FACTS = ('epoch', 'audio_seconds', 'seconds', 'history', 'best', 'best_epoch') # of a training, for JSON
 
-# %% ../nbs/12_train.ipynb #68f34c8a
 @dataclass
 class Training:
     "The state of a training, which decides how it continues."
