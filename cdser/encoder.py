@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['NANO', 'REGULAR', 'HEADS', 'CACHED', 'WINDOW', 'AT_ONCE', 'normalise', 'frame_lengths', 'read_normalisation',
-           'read_model', 'load_backbone', 'in_patches', 'patch_front_end', 'split_strip', 'strip_front_end',
-           'front_end_frames', 'Take', 'Slots', 'Layout', 'end_to_end_attention', 'Encoder', 'windows',
-           'windowed_states', 'long_states']
+           'read_model', 'load_backbone', 'in_patches', 'patch_front_end', 'strip_front_end', 'front_end_frames',
+           'Slots', 'Layout', 'end_to_end_attention', 'Encoder', 'windows', 'windowed_states', 'long_states']
 
 # %% ../nbs/06_encoder.ipynb #63bb5af8
 import math, os, re
-from functools import reduce
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from transformers import (AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel, Wav2Vec2Config,
-                          Wav2Vec2FeatureExtractor, Wav2Vec2Model)
+from transformers import (AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel,
+                          Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
@@ -36,8 +34,8 @@ def frame_lengths(config: Wav2Vec2Config,
     return lengths
 
 # %% ../nbs/06_encoder.ipynb #94f1e290
-NANO = dict(conv_dim=(32, 64, 128, 128), conv_kernel=(16, 5, 4, 4), conv_stride=(16, 5, 4, 4), num_feat_extract_layers=4,
-            conv_bias=True, feat_extract_norm='layer', do_stable_layer_norm=True,
+NANO = dict(conv_dim=(32, 64, 128, 128), conv_kernel=(16, 5, 4, 4), conv_stride=(16, 5, 4, 4),
+            num_feat_extract_layers=4, conv_bias=True, feat_extract_norm='layer', do_stable_layer_norm=True,
             hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
             num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=8, classifier_proj_size=128,
             hidden_dropout=0., attention_dropout=0., activation_dropout=0., feat_proj_dropout=0., final_dropout=0.)
@@ -68,7 +66,8 @@ def read_model(kind: type[PreTrainedModel],
         family = PretrainedConfig.get_config_dict(name)[0].get('model_type')
         if family not in ('wav2vec2', 'hubert'):
             raise ValueError(f'its model_type is {family}; use a Wav2Vec2')
-        model, info = kind.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **config)
+        model, info = kind.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True,
+                                           dtype=torch.float32, **config)
     except Exception as err: # of the hub's client, its transport, and libraries that read foreign files
         raise BadInput(f'encoder: {shown(name)} cannot be loaded ({shown(err)}); '
                        'use nano, a folder that save_pretrained wrote, or a hub id') from err
@@ -89,7 +88,8 @@ def load_backbone(name: str,        # 'nano', a folder that transformers saved, 
     "A Wav2Vec2: 'nano' new, anything else pre-trained. Raises `BadInput` if it cannot be loaded whole."
     if name == 'nano':
         return Wav2Vec2Model(Wav2Vec2Config(**NANO, **REGULAR, do_normalize=True))
-    return read_model(Wav2Vec2Model, os.path.expanduser(name), HEADS, **REGULAR, mask_time_prob=0., mask_feature_prob=0.)
+    return read_model(Wav2Vec2Model, os.path.expanduser(name), HEADS,
+                      **REGULAR, mask_time_prob=0., mask_feature_prob=0.)
 
 # %% ../nbs/06_encoder.ipynb #855ee105
 def in_patches(config: Wav2Vec2Config) -> bool:
@@ -107,33 +107,35 @@ def patch_front_end(front_end: nn.Module, # a Wav2Vec2FeatureEncoder for which `
     def frames(hidden):
         for layer in front_end.conv_layers:
             weight = layer.conv.weight.transpose(1, 2).flatten(1) # (channels out, kernel * channels in)
-            hidden = layer.activation(layer.layer_norm(F.linear(hidden.view(-1, weight.shape[1]), weight, layer.conv.bias)))
+            hidden = F.linear(hidden.view(-1, weight.shape[1]), weight, layer.conv.bias)
+            hidden = layer.activation(layer.layer_norm(hidden))
         return hidden
     if strip.device.type != 'cpu':
         return frames(strip)
     return torch.cat([frames(piece) for piece in strip.split(CACHED * size)])
 
 # %% ../nbs/06_encoder.ipynb #bae24a78
-def split_strip(hidden: Tensor, sizes: list[int], unit: int) -> tuple[Tensor, ...]: # one per utterance, and the rest
-    "Cut a strip (1, channels, frames) at the starts of utterances, `unit` frames per frame of the last layer."
-    return hidden.split([size * unit for size in sizes] + [hidden.shape[2] - sum(sizes) * unit], 2)
-
-def strip_front_end(front_end: nn.Module, config: Wav2Vec2Config, rows: list[Tensor]) -> Tensor: # (frames of all, channels)
+def strip_front_end(front_end: nn.Module,
+                    config: Wav2Vec2Config,
+                    rows: list[Tensor], # each (samples,)
+                   ) -> Tensor:         # (frames of all, channels)
     "The stock convolutional front end over all utterances at once."
     stride, first = math.prod(config.conv_stride), config.conv_stride[0]
-    frames = frame_lengths(config, torch.tensor([len(row) for row in rows])).tolist()
     sizes = [-(-len(row) // stride) for row in rows] # frames that each takes up in the strip
-    blank = rows[0].new_zeros(2 * stride)            # room for the last frame's kernel
-    hidden = torch.cat([F.pad(row, (0, size * stride - len(row))) for row, size in zip(rows, sizes)] + [blank])[None, None]
-    for layer in front_end.conv_layers:
-        if layer is not front_end.conv_layers[0] or config.feat_extract_norm == 'layer':
-            hidden = layer(hidden)
-            continue
-        *parts, rest = split_strip(layer.conv(hidden), sizes, stride // first)
+    ends = torch.tensor(sizes).cumsum(0)[:-1]
+    sizes[-1] += 2                                   # room for the last frame's kernel
+    hidden = torch.cat([F.pad(row, (0, size * stride - len(row))) for row, size in zip(rows, sizes)])[None, None]
+    layer, *later = front_end.conv_layers
+    if config.feat_extract_norm == 'layer':
+        hidden = layer(hidden)
+    else: # each utterance is normalised by itself
+        parts = layer.conv(hidden).tensor_split(ends * (stride // first), 2)
         counts = [(len(row) - config.conv_kernel[0]) // first + 1 for row in rows]
         normed = [F.pad(layer.layer_norm(part[..., :n]), (0, part.shape[2] - n)) for part, n in zip(parts, counts)]
-        hidden = layer.activation(torch.cat([*normed, rest], 2))
-    return torch.cat([part[0, :, :n] for part, n in zip(split_strip(hidden, sizes, 1), frames)], 1).T
+        hidden = layer.activation(torch.cat(normed, 2))
+    hidden = nn.Sequential(*later)(hidden)
+    frames = frame_lengths(config, torch.tensor([len(row) for row in rows])).tolist()
+    return torch.cat([part[0, :, :n] for part, n in zip(hidden.tensor_split(ends, 2), frames)], 1).T
 
 # %% ../nbs/06_encoder.ipynb #97c5cc05
 def front_end_frames(backbone: Wav2Vec2Model, rows: list[Tensor]) -> Tensor: # (frames of all, channels)
@@ -143,21 +145,10 @@ def front_end_frames(backbone: Wav2Vec2Model, rows: list[Tensor]) -> Tensor: # (
         return patch_front_end(front_end, rows)
     if rows[0].device.type != 'cpu':
         return strip_front_end(front_end, config, rows)
-    return torch.cat([reduce(lambda hidden, layer: layer(hidden), front_end.conv_layers, row[None, None])[0].T for row in rows])
+    layers = nn.Sequential(*front_end.conv_layers)
+    return torch.cat([layers(row[None, None])[0].T for row in rows])
 
 # %% ../nbs/06_encoder.ipynb #a7df86c5
-class Take(torch.autograd.Function):
-    "Rows of a tensor, each taken once."
-    @staticmethod
-    def forward(ctx, x: Tensor, at: Tensor) -> Tensor:
-        ctx.save_for_backward(at)
-        ctx.shape = x.shape
-        return x.index_select(0, at)
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        at, = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).index_copy_(0, at, gradient), None
-
 class Slots:
     "Utterances end to end in one tensor, each at the start of a wider slot in another."
     def __init__(self, frames: list[int], slots: list[int], device): # frames of each utterance, and of its slot
@@ -168,7 +159,7 @@ class Slots:
     def spread(self, x: Tensor) -> Tensor: # (frames of all, ...) -> (slots of all, ...), zero elsewhere
         return x.new_zeros(self.size, *x.shape[1:]).index_copy(0, self.at, x)
     def take(self, x: Tensor) -> Tensor: # and back
-        return Take.apply(x, self.at)
+        return x.index_select(0, self.at)
 
 # %% ../nbs/06_encoder.ipynb #bc314919
 class Layout:
@@ -187,14 +178,12 @@ class Layout:
                 self.calls.append([n])
         slots = [call[-1] for call in self.calls for _ in call]
         self.padded = Slots(frames, slots, device) if slots != frames else None
-        self.masks = [self.mask(call).to(device, non_blocking=True) if call[0] < call[-1] else None for call in self.calls]
+        masks = [torch.arange(call[-1]) < torch.tensor(call)[:, None, None, None] for call in self.calls]
+        self.masks = [None if mask.all() else mask.to(device, non_blocking=True) for mask in masks]
         self.apart = Slots(frames, [n + gap for n in frames], device)
-        self.utterance = torch.arange(len(frames)).repeat_interleave(torch.tensor(frames)).to(device, non_blocking=True)
-        self.frames = torch.tensor(frames).to(device, non_blocking=True)
-
-    @staticmethod
-    def mask(call: list[int]) -> Tensor: # (utterances, 1, 1, frames of the longest) bool
-        return (torch.arange(call[-1]) < torch.tensor(call)[:, None])[:, None, None]
+        counts = torch.tensor(frames)
+        self.utterance = torch.arange(len(frames)).repeat_interleave(counts).to(device, non_blocking=True)
+        self.frames = counts.to(device, non_blocking=True)
 
     def mean(self, hidden: Tensor) -> Tensor: # (frames of all, width) -> (batch, width) float32
         "Mean over each utterance's frames."
@@ -217,7 +206,8 @@ def end_to_end_attention(module: nn.Module,
         return (layout.padded.spread(x) if layout.padded else x).split(sizes)
     outputs = []
     for call, mask, *parts in zip(layout.calls, layout.masks, *map(by_call, (query, key, value))):
-        q, k, v = (part.unflatten(0, (len(call), -1)).transpose(1, 2) for part in parts) # (utterances, heads, frames, width)
+        q, k, v = (part.unflatten(0, (len(call), -1)).transpose(1, 2) # (utterances, heads, frames, width)
+                   for part in parts)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     output = torch.cat(outputs)
@@ -228,7 +218,7 @@ AttentionMaskInterface.register('end_to_end', sdpa_mask)
 
 # %% ../nbs/06_encoder.ipynb #ad55047f
 class Encoder(nn.Module):
-    "Wav2Vec2 with a softmax-weighted mix of its layers, averaged over time: waveforms in, one vector per utterance out."
+    "Wav2Vec2 with a softmax-weighted mix of its layers, averaged over time: one vector per utterance."
     def __init__(self,
                  backbone: Wav2Vec2Model,
                  freeze_front_end: bool = False, # leave the convolutional front end as it is
@@ -268,7 +258,8 @@ class Encoder(nn.Module):
             features = front_end_frames(self.backbone, rows)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             hidden, _ = self.backbone.feature_projection(features[None])
-            hidden = hidden + layout.apart.take(transformer.pos_conv_embed(layout.apart.spread(hidden[0])[None])[0])[None]
+            positions = transformer.pos_conv_embed(layout.apart.spread(hidden[0])[None])
+            hidden = hidden + layout.apart.take(positions[0])[None]
             if not config.do_stable_layer_norm:
                 hidden = transformer.layer_norm(hidden)
             hidden, means = transformer.dropout(hidden), []

@@ -97,7 +97,7 @@ class Recogniser(nn.Module):
 
 # %% ../nbs/09_model.ipynb #a9141b4b
 def build(e: Experiment) -> Recogniser:
-    "The model of an experiment; its new weights are drawn from its seed. Raises `BadInput` if the encoder cannot be loaded."
+    "The model of an experiment, new weights drawn from its seed. Raises `BadInput` if the encoder cannot be loaded."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(e.seed)
         backbone = load_backbone(e.encoder)
@@ -105,17 +105,19 @@ def build(e: Experiment) -> Recogniser:
             torch.manual_seed(e.seed)
         return Recogniser(Encoder(backbone, e.freeze_front_end, e.freeze_encoder), e.projection, e.standardise)
 
-ARCHITECTURE = ('do_normalize', 'conv_dim', 'conv_kernel', 'conv_stride', 'conv_bias', 'feat_extract_norm', 'feat_extract_activation',
-                'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size', 'hidden_act', 'layer_norm_eps',
-                'do_stable_layer_norm', 'num_conv_pos_embeddings', 'num_conv_pos_embedding_groups', 'classifier_proj_size',
-                'hidden_dropout', 'activation_dropout', 'attention_dropout', 'feat_proj_dropout')
+ARCHITECTURE = ('do_normalize', 'conv_dim', 'conv_kernel', 'conv_stride', 'conv_bias', 'feat_extract_norm',
+                'feat_extract_activation', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
+                'hidden_act', 'layer_norm_eps', 'do_stable_layer_norm', 'num_conv_pos_embeddings',
+                'num_conv_pos_embedding_groups', 'classifier_proj_size', 'hidden_dropout', 'activation_dropout',
+                'attention_dropout', 'feat_proj_dropout')
 
 def weights_digest(model: Recogniser) -> str: # 12 hexadecimal digits
     "A hash of a model's weights and of its encoder's architecture, whatever file they came from."
     config = model.encoder.backbone.config.to_dict()
     architecture = {name: config.get(name) for name in ARCHITECTURE}
-    weights = {name: hashlib.sha256(value.contiguous().numpy()).hexdigest() for name, value in model.state_dict().items()}
-    return content_hash([architecture, weights])
+    weights = model.state_dict().items()
+    digests = {name: hashlib.sha256(value.contiguous().numpy()).hexdigest() for name, value in weights}
+    return content_hash([architecture, digests])
 
 # %% ../nbs/09_model.ipynb #77e38f0f
 def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
@@ -151,7 +153,8 @@ def save_stock(model: Recogniser, folder: Path) -> None:
     stock = to_transformers(model)
     stock.save_pretrained(folder)
     mask = stock.config.feat_extract_norm == 'layer'
-    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=getattr(stock.config, 'do_normalize', True), padding_value=0.,
+    normalise = getattr(stock.config, 'do_normalize', True)
+    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalise, padding_value=0.,
                              return_attention_mask=mask).save_pretrained(folder)
 
 def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on the CPU, in evaluation mode
