@@ -303,7 +303,5 @@ def long_states(encoder: Encoder,
     "`Encoder.states` for recordings of any length, in memory that does not grow with it."
     rows = waveforms.split(lengths.tolist())
     short = [i for i, row in enumerate(rows) if len(windows(len(row))) == 1]
-    if len(short) == len(rows):
-        return encoder.states(waveforms, lengths)
     states = dict(zip(short, encoder.states(torch.cat([rows[i] for i in short]), lengths[short]))) if short else {}
     return torch.stack([states[i] if i in states else windowed_states(encoder, row) for i, row in enumerate(rows)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch import nn, Tensor
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 from .config import AUGMENTATIONS, LABELS, SAMPLE_RATE, BadInput, Experiment, content_hash
 from .encoder import Encoder, load_backbone, read_model
 from .rivals import conditional_features, reverse_gradient
@@ -91,9 +91,9 @@ class Recogniser(nn.Module):
             encoded = self.standardisation(encoded, domains)
         embedding = self.projector(encoded)
         emotion, reversed_ = self.classifier(embedding), reverse_gradient(embedding, reversal)
-        conditional = self.conditional(conditional_features(reversed_, emotion)).squeeze(1)
         return Outputs(embedding, emotion, self.augmentation(embedding), self.projection(embedding),
-                       self.domain(reversed_).squeeze(1), conditional)
+                       domain=self.domain(reversed_).squeeze(1),
+                       conditional=self.conditional(conditional_features(reversed_, emotion)).squeeze(1))
 
 # %% ../nbs/09_model.ipynb #a9141b4b
 def build(e: Experiment) -> Recogniser:
@@ -115,26 +115,25 @@ def weights_digest(model: Recogniser) -> str: # 12 hexadecimal digits
     "A hash of a model's weights and of its encoder's architecture, whatever file they came from."
     config = model.encoder.backbone.config.to_dict()
     architecture = {name: config.get(name) for name in ARCHITECTURE}
-    weights = model.state_dict().items()
-    digests = {name: hashlib.sha256(value.contiguous().numpy()).hexdigest() for name, value in weights}
-    return content_hash([architecture, digests])
+    weights = {name: hashlib.sha256(value.contiguous().numpy()).hexdigest()
+               for name, value in model.state_dict().items()}
+    return content_hash([architecture, weights])
 
 # %% ../nbs/09_model.ipynb #77e38f0f
 def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
     "The emotion path as transformers' own classifier, which needs no code of ours."
-    config = type(model.encoder.backbone.config).from_dict(model.encoder.backbone.config.to_dict())
-    config.use_weighted_layer_sum, config.num_labels = True, len(LABELS)
-    config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
+    config = Wav2Vec2Config.from_dict(model.encoder.backbone.config.to_dict() | dict(
+        use_weighted_layer_sum=True, id2label=dict(enumerate(LABELS)),
+        label2id={label: i for i, label in enumerate(LABELS)}))
     with torch.random.fork_rng(devices=[]):
         stock = Wav2Vec2ForSequenceClassification(config) # random, to be replaced
-    stock.wav2vec2.load_state_dict(model.encoder.backbone.state_dict())
-    for name in ('projector', 'classifier'):
-        getattr(stock, name).load_state_dict(getattr(model, name).state_dict())
+    weights = {name.replace('encoder.backbone', 'wav2vec2').removeprefix('encoder.'): value
+               for name, value in model.state_dict().items()}
+    stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
     if model.standardisation:
         mean, scale = model.standardisation.mean[1].cpu(), model.standardisation.scale[1].cpu() # of the target
         stock.projector.weight.data.div_(scale)
         stock.projector.bias.data.sub_(stock.projector.weight.data @ mean)
-    stock.layer_weights.data.copy_(model.encoder.layer_weights.data)
     return stock.eval()
 
 # %% ../nbs/09_model.ipynb #434624ed
@@ -142,8 +141,7 @@ def from_transformers(stock: Wav2Vec2ForSequenceClassification) -> Recogniser:
     "A recogniser whose emotion path is that of `stock`, which `to_transformers` made."
     with torch.random.fork_rng(devices=[]):
         model = Recogniser(Encoder(stock.wav2vec2))
-    for name in ('projector', 'classifier'):
-        setattr(model, name, getattr(stock, name))
+    model.projector, model.classifier = stock.projector, stock.classifier
     model.encoder.layer_weights = stock.layer_weights
     return model.eval()
 
@@ -152,10 +150,9 @@ def save_stock(model: Recogniser, folder: Path) -> None:
     "Write the emotion path as a folder for `pipeline('audio-classification')`: model, classes, feature extractor."
     stock = to_transformers(model)
     stock.save_pretrained(folder)
-    mask = stock.config.feat_extract_norm == 'layer'
-    normalise = getattr(stock.config, 'do_normalize', True)
-    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalise, padding_value=0.,
-                             return_attention_mask=mask).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, padding_value=0.,
+                             return_attention_mask=stock.config.feat_extract_norm == 'layer',
+                             do_normalize=getattr(stock.config, 'do_normalize', True)).save_pretrained(folder)
 
 def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on the CPU, in evaluation mode
     "A classifier that `save_stock` wrote. Raises `BadInput` if a tensor or a class differs from what that writes."
