@@ -39,10 +39,12 @@ def digests(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(path for path in run.rglob('*') if path.is_file() and path.name != 'digests.json'):
         content = path.read_bytes()
-        if path.name == 'metrics.json': content = json.dumps({k: v for k,
+        if path.name == 'metrics.json':
+            content = json.dumps({k: v for k,
                                                               v in json.loads(content).items()
                                                               if k not in TIMES}).encode()
-        if path.name == 'history.csv': content = pd.read_csv(path).drop(columns='seconds').to_csv().encode()
+        if path.name == 'history.csv':
+            content = pd.read_csv(path).drop(columns='seconds').to_csv().encode()
         found[path.relative_to(run).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -50,16 +52,19 @@ def digests(run: Path) -> dict[str, str]:
 def forked(function) -> int: # the child's number
     "A child that leads a group of its own and says nothing."
     child = os.fork()
-    if child: return child
+    if child:
+        return child
     status = 1
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
-        if 'KILLS_LOUD' not in os.environ: os.dup2(null, 2)
+        if 'KILLS_LOUD' not in os.environ:
+            os.dup2(null, 2)
         function()
         status = 0
-    finally: os._exit(status)
+    finally:
+        os._exit(status)
 
 
 def finished(child: int) -> bool:
@@ -82,7 +87,8 @@ def counting(file: Path, function):
     def work():
         real = cdser.train.step
         def step(*args, **kwargs):
-            with open(file, 'a') as log: log.write('.')
+            with open(file, 'a') as log:
+                log.write('.')
             return real(*args, **kwargs)
         cdser.train.step = step
         function()
@@ -91,9 +97,11 @@ def counting(file: Path, function):
 
 def kill_fit(home: Path, corpora: Path, kills: int, rng: random.Random) -> dict:
     e = Experiment('studio_a', 'studio_b', **SMALL)
-    def fit(where): return lambda: runs.fit(e, corpora, where, 'cpu', progress=False)
+    def fit(where):
+        return lambda: runs.fit(e, corpora, where, 'cpu', progress=False)
     steps = home / 'steps'
-    def taken(): return steps.stat().st_size if steps.exists() else 0
+    def taken():
+        return steps.stat().st_size if steps.exists() else 0
     start = time.perf_counter()
     assert finished(forked(counting(steps, fit(home / 'whole'))))
     undisturbed, needed = time.perf_counter() - start, taken()
@@ -136,7 +144,8 @@ def kill_a_worker(grid: int, rng: random.Random) -> bool: # whether there was on
 
 def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random, count: int = 6, workers: int = 4) -> dict:
     planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 2}) for seed in range(count)]
-    def grid(where, at_a_time=workers): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=at_a_time)
+    def grid(where, at_a_time=workers):
+        return lambda: runs.grid(planned, corpora, where, 'cpu', workers=at_a_time)
     start, few = time.perf_counter(), kills < FEW
     assert finished(forked(grid(home / 'whole', 1 if few else workers)))
     undisturbed = time.perf_counter() - start + 3 * few # for the start of workers
@@ -151,11 +160,13 @@ def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random, count: 
         os.kill(child, rng.choice([signal.SIGKILL, signal.SIGTERM])) # the parent alone
         finished(child)
         killed = time.perf_counter()
-        while running(workers) and time.perf_counter() - killed < AFTER: time.sleep(.1)
+        while running(workers) and time.perf_counter() - killed < AFTER:
+            time.sleep(.1)
         longest, outlived = max(longest, time.perf_counter() - killed), outlived + bool(running(workers))
         there = {id: (store / id).stat().st_ino for id in (ids(store) if store.exists() else ())}
         child = forked(grid(store))
-        if i % 2 == 0: fewer += kill_a_worker(child, rng)
+        if i % 2 == 0:
+            fewer += kill_a_worker(child, rng)
         assert finished(child)
         same += {id: digests(store / id) for id in ids(store)} == want
         anew += sum((store / id).stat().st_ino != number for id, number in there.items())
@@ -169,7 +180,8 @@ def kill_grid(home: Path, corpora: Path, kills: int, rng: random.Random, count: 
 def several_at_once(home: Path, corpora: Path, count: int, rng: random.Random) -> dict:
     "Equal grids at the same time, in one process each; how often each step is taken."
     planned = [Experiment('studio_a', 'studio_b', seed=seed, **{**SMALL, 'epochs': 1}) for seed in range(4)][:count]
-    def grid(where): return lambda: runs.grid(planned, corpora, where, 'cpu', workers=1)
+    def grid(where):
+        return lambda: runs.grid(planned, corpora, where, 'cpu', workers=1)
     assert finished(forked(counting(home / 'alone', grid(home / 'one'))))
     children = [forked(counting(home / 'steps', grid(home / 'shared'))) for _ in range(max(count, 2))]
     assert all([finished(child) for child in children])

@@ -37,7 +37,8 @@ def small(root: Path, speakers: dict[str, str], # speaker -> labels
     root.mkdir()
     rows = [(f'{i}.wav', label, speaker) for i, (speaker, label) in enumerate((s, word) for s, words in speakers.items() for word in words.split())]
     rng = np.random.default_rng(0)
-    for path, *_ in rows: sf.write(root / path, .1 * rng.normal(size=4800).cumsum() / 40, 16_000)
+    for path, *_ in rows:
+        sf.write(root / path, .1 * rng.normal(size=4800).cumsum() / 40, 16_000)
     table = pd.DataFrame(rows, columns=['path', 'label', 'speaker'])
     table.assign(**{name: [of(i) for i in range(len(table))] for name, of in columns.items()}).to_csv(root / 'manifest.csv', index=False)
     return root
@@ -48,8 +49,10 @@ ALL = ' '.join(LABELS)
 
 def one_line(capsys, *args) -> str:
     "What a command that fails says: one line, and 2."
-    try: status = main(list(map(str, args)))
-    except SystemExit as err: status = err.code
+    try:
+        status = main(list(map(str, args)))
+    except SystemExit as err:
+        status = err.code
     said = capsys.readouterr()
     assert status == 2 and not said.out and said.err.count('\n') == 1 and said.err.startswith('cdser: '), (status, said)
     return said.err
@@ -124,18 +127,21 @@ def test_two_speakers_can_be_trained_on_and_not_tested_on(tmp_path, capsys):
 
 def test_one_session_of_iemocap_is_one_clear_error(tmp_path, capsys):
     root = paper_trees(tmp_path, per_speaker=1) / 'iemocap'
-    for i in range(2, 6): shutil.rmtree(root / f'Session{i}')
+    for i in range(2, 6):
+        shutil.rmtree(root / f'Session{i}')
     assert 'leave_one_session_out needs at least two sessions, and there is 1' in one_line(capsys, 'split', 'iemocap', root, root / 'split.csv')
     assert main(['audit', 'iemocap', str(root)]) == 1 and 'at least two sessions' in capsys.readouterr().out
 
 
 def test_corpora_that_share_recordings_are_found_by_content_and_by_sound(kept, tmp_path, capsys):
-    for name in ('copy', 'quieter'): shutil.copytree(kept, tmp_path / name)
+    for name in ('copy', 'quieter'):
+        shutil.copytree(kept, tmp_path / name)
     table = read_manifest(tmp_path / 'quieter' / 'manifest.csv')
     for path in table.path[:5]:
         samples, rate = sf.read(tmp_path / 'quieter' / path)
         sf.write(tmp_path / 'quieter' / path, .5 * samples, rate)
-    for path in table.path[5:]: (tmp_path / 'quieter' / path).unlink()
+    for path in table.path[5:]:
+        (tmp_path / 'quieter' / path).unlink()
     table[:5][['path', 'label', 'speaker']].to_csv(tmp_path / 'quieter' / 'manifest.csv', index=False)
     assert main(['audit', 'studio_a', str(kept), '--against', 'copy', str(tmp_path / 'copy')]) == 1
     assert '72 of 72 recordings are also in copy' in (said := capsys.readouterr().out) and '(same content)' in said
@@ -189,7 +195,8 @@ def test_a_refusal_of_the_system_is_one_line_and_2(fault, kept, monkeypatch, cap
 
 
 def test_an_interrupt_is_one_line_and_130(kept, monkeypatch, capsys, request):
-    def interrupted(*args, **more): os.kill(os.getpid(), signal.SIGINT) or time.sleep(5)
+    def interrupted(*args, **more):
+        os.kill(os.getpid(), signal.SIGINT) or time.sleep(5)
     monkeypatch.setattr(module, 'verify', interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background ignores it from the start
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))

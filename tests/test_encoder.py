@@ -69,7 +69,8 @@ def test_attention_calls_with_slack_equal_exact_ones_in_values_and_gradients(fra
         assert sum(len(call) for call in layout.calls) == len(frames) and all(call[-1] <= slack * call[0] for call in layout.calls)
         heard, _ = end_to_end_attention(None, query, key, value, layout)
         found.append((heard, *torch.autograd.grad(heard.square().sum(), (query, key, value))))
-    for exact, slack in zip(*found): assert torch.allclose(exact, slack, atol=1e-5)
+    for exact, slack in zip(*found):
+        assert torch.allclose(exact, slack, atol=1e-5)
 
 
 def test_slots_hold_rows_and_take_them_out():
@@ -87,7 +88,8 @@ def test_a_strip_equals_the_stock_front_end_on_each_utterance_in_values_and_grad
     for compute in (lambda: torch.cat([front_end(row[None])[0].T for row in rows]), lambda: strip_front_end(front_end, backbone.config, rows)):
         hidden = compute()
         found.append((hidden, *torch.autograd.grad(hidden.square().mean(), list(front_end.parameters()))))
-    for stock, strip in zip(*found): assert torch.allclose(stock, strip, atol=2e-5)
+    for stock, strip in zip(*found):
+        assert torch.allclose(stock, strip, atol=2e-5)
 
 
 def test_a_step_of_the_encoder_asks_the_device_for_nothing():
@@ -96,7 +98,8 @@ def test_a_step_of_the_encoder_asks_the_device_for_nothing():
         model = Recogniser(Encoder(Wav2Vec2Model(Wav2Vec2Config(**config)))).to('meta')
         waveforms, lengths = end_to_end(speech(9_000, 8_000, 20_000))
         model(waveforms.to('meta'), lengths).emotion.sum().backward()
-        with pytest.raises(RuntimeError): waveforms.to('meta').sum().item()
+        with pytest.raises(RuntimeError):
+            waveforms.to('meta').sum().item()
 
 
 @pytest.mark.parametrize('samples', [1_280, 1_281, 5_000, 16_000, 99_999])
@@ -117,7 +120,8 @@ def test_patches_equal_the_stock_front_end_in_values_and_gradients():
         found.append((hidden.detach(), [p.grad.clone() for p in front_end.parameters()]))
     (stock, stock_gradients), (ours, gradients) = found
     assert torch.allclose(stock, ours, atol=1e-5)
-    for expected, gradient in zip(stock_gradients, gradients): assert torch.allclose(expected, gradient, atol=1e-6)
+    for expected, gradient in zip(stock_gradients, gradients):
+        assert torch.allclose(expected, gradient, atol=1e-6)
 
 
 def test_the_layer_mix_has_the_gradients_of_the_stacked_sum():
@@ -130,7 +134,8 @@ def test_the_layer_mix_has_the_gradients_of_the_stacked_sum():
     ours = model(*end_to_end(rows)).emotion
     found = torch.autograd.grad(ours.square().sum(), [model.encoder.layer_weights, model.projector.weight])
     assert torch.allclose(theirs, ours, atol=1e-5)
-    for a, b in zip(expected, found): assert torch.allclose(a, b, atol=1e-4)
+    for a, b in zip(expected, found):
+        assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_the_backbone_remains_a_stock_model_for_others():
@@ -157,7 +162,8 @@ def test_a_backbone_saved_by_transformers_is_loaded_frozen_and_exported(tmp_path
     saved.save_pretrained(tmp_path / 'backbone')
     model = build(Experiment('a', 'b', encoder=str(tmp_path / 'backbone'), freeze_front_end=True))
     for name, value in saved.state_dict().items():
-        if 'masked_spec_embed' not in name: assert torch.equal(value, model.encoder.backbone.state_dict()[name]), name
+        if 'masked_spec_embed' not in name:
+            assert torch.equal(value, model.encoder.backbone.state_dict()[name]), name
     model.train()
     model(*end_to_end(speech(16_000, 9_000))).emotion.sum().backward()
     assert all(p.grad is None for p in model.encoder.backbone.feature_extractor.parameters())
@@ -359,5 +365,6 @@ def test_the_memory_of_a_long_recording_does_not_grow_with_it(monkeypatch):
     encoder, heard = Encoder(load_backbone('nano')).eval(), []
     states = encoder.states
     monkeypatch.setattr(encoder, 'states', lambda waveforms, lengths: heard.append(int(lengths.sum())) or states(waveforms, lengths))
-    with torch.no_grad(): long_states(encoder, torch.zeros(300 * SAMPLE_RATE), torch.tensor([300 * SAMPLE_RATE]))
+    with torch.no_grad():
+        long_states(encoder, torch.zeros(300 * SAMPLE_RATE), torch.tensor([300 * SAMPLE_RATE]))
     assert sum(heard) == 300 * SAMPLE_RATE and max(heard) <= 4 * WINDOW * SAMPLE_RATE

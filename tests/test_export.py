@@ -24,9 +24,11 @@ def exported(folder: Path, standardise: bool = False, **config) -> Recogniser:
     torch.manual_seed(0)
     model = Recogniser(Encoder(Wav2Vec2Model(Wav2Vec2Config(**{**NANO, **config}, apply_spec_augment=False))), standardise=standardise).eval()
     for p in model.parameters():
-        if p.ndim > 1: p.data *= 1.5
+        if p.ndim > 1:
+            p.data *= 1.5
     model.encoder.layer_weights.data = torch.randn(4)
-    if standardise: model.standardisation.learn({1: torch.randn(9, 128) + 1})
+    if standardise:
+        model.standardisation.learn({1: torch.randn(9, 128) + 1})
     save_stock(model, folder)
     return model
 
@@ -54,8 +56,10 @@ def test_pipeline_and_padded_batches_give_the_probabilities_of_cdser(config, tmp
     alone = [from_pipeline(classify(row, top_k=None)) for row in rows]
     batched = [from_pipeline(answers) for answers in classify(rows, top_k=None, batch_size=len(rows))]
     extract, stock = AutoFeatureExtractor.from_pretrained(tmp_path / 'model'), AutoModelForAudioClassification.from_pretrained(tmp_path / 'model')
-    with torch.no_grad(): padded = stock(**extract(rows, sampling_rate=SAMPLE_RATE, padding=True, return_tensors='pt')).logits.softmax(-1)
-    for found in (alone, batched, padded): np.testing.assert_allclose(found, expected, atol=1e-5)
+    with torch.no_grad():
+        padded = stock(**extract(rows, sampling_rate=SAMPLE_RATE, padding=True, return_tensors='pt')).logits.softmax(-1)
+    for found in (alone, batched, padded):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
     assert extract.return_attention_mask and extract.do_normalize and extract.sampling_rate == SAMPLE_RATE
 
 
@@ -90,7 +94,8 @@ def test_an_export_leaves_the_callers_random_numbers_and_reads_back_bit_for_bit(
     save_stock(model, tmp_path / 'again')
     back = from_transformers(load_stock(tmp_path / 'again'))
     assert torch.equal(before, torch.get_rng_state())
-    for folder in ('model', 'again'): assert load_file(tmp_path / folder / 'model.safetensors').keys() == load_stock(tmp_path / folder).state_dict().keys()
+    for folder in ('model', 'again'):
+        assert load_file(tmp_path / folder / 'model.safetensors').keys() == load_stock(tmp_path / folder).state_dict().keys()
     np.testing.assert_array_equal(ours(back, recordings()), ours(model, recordings()))
 
 

@@ -34,13 +34,16 @@ from tiny import OTHER, TINY, id_of, ids, prepared
 LONGER = replace(TINY, epochs=3, epoch_steps=3)
 
 
-def corpora() -> Path: return prepared() / 'corpora'
+def corpora() -> Path:
+    return prepared() / 'corpora'
 
 
-def run(e, folder: Path, where: Path | None = None): return fit(e, where or corpora(), folder, 'cpu', progress=False)
+def run(e, folder: Path, where: Path | None = None):
+    return fit(e, where or corpora(), folder, 'cpu', progress=False)
 
 
-def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 @pytest.fixture
@@ -75,13 +78,16 @@ def files_up_to(size: int): # bytes
     ids() # which are made first
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try: yield
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize('size', [0, 1000, 30_000, 10**6])
 def test_a_limit_at_decoding_or_writing_is_one_error_and_leaves_nothing(tmp_path, size):
-    with files_up_to(size), pytest.raises(BadInput) as err: run(TINY, tmp_path / 'runs')
+    with files_up_to(size), pytest.raises(BadInput) as err:
+        run(TINY, tmp_path / 'runs')
     assert str(tmp_path / 'runs') in str(err.value) and '\n' not in str(err.value)
     assert nothing_half_written(tmp_path / 'runs') and not RunStore(tmp_path / 'runs').runs()
     assert run(TINY, tmp_path / 'runs').id == id_of(TINY)
@@ -90,7 +96,8 @@ def test_a_limit_at_decoding_or_writing_is_one_error_and_leaves_nothing(tmp_path
 
 def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monkeypatch, undisturbed):
     monkeypatch.setattr(Checkpoints, 'due', True)
-    def refuse(path, content): raise BadInput(f'{path}: cannot be written (no room)')
+    def refuse(path, content):
+        raise BadInput(f'{path}: cannot be written (no room)')
     monkeypatch.setattr(cdser.store, 'write_sealed', refuse)
     with pytest.warns(UserWarning, match='no checkpoint can be written, so the training goes on without'):
         assert digests(run(LONGER, runs_dir).folder) == undisturbed
@@ -117,7 +124,8 @@ def test_a_failure_in_the_middle_goes_on_from_the_checkpoint(runs_dir, monkeypat
         real = cdser.train.step
         patched.setattr(cdser.train, 'step', lambda *args, **kwargs: real(*args, **kwargs)
                         if len(steps) < 8 else full())
-        with pytest.raises(OSError): run(LONGER, runs_dir) # not of writing: whoever wrote the step has to see it
+        with pytest.raises(OSError):
+            run(LONGER, runs_dir) # not of writing: whoever wrote the step has to see it
     taken = len(steps)
     run(LONGER, runs_dir)
     assert len(steps) == 18 and taken == 8 and not leftovers(runs_dir)
@@ -162,12 +170,16 @@ def unprivileged(function) -> str: # what it says, or the error
                 os.setgroups([])
                 os.setgid(65534)
                 os.setuid(65534)
-            try: said = str(function())
-            except (OSError, ValueError) as err: said = f'{type(err).__name__}: {err}'
+            try:
+                said = str(function())
+            except (OSError, ValueError) as err:
+                said = f'{type(err).__name__}: {err}'
             os.write(write, said.encode()[:60_000])
-        finally: os._exit(0)
+        finally:
+            os._exit(0)
     os.close(write)
-    with open(read, 'rb') as pipe: said = pipe.read().decode()
+    with open(read, 'rb') as pipe:
+        said = pipe.read().decode()
     os.waitpid(child, 0)
     return said
 
@@ -177,19 +189,23 @@ def shared_dir():
     "A copy of all that is prepared, which everybody may read and nobody write to."
     home = Path(tempfile.mkdtemp(prefix='cdser-shared-'))
     shutil.copytree(prepared(), home, dirs_exist_ok=True)
-    for path in (home, *home.rglob('*')): path.chmod(0o555 if path.is_dir() else 0o444)
+    for path in (home, *home.rglob('*')):
+        path.chmod(0o555 if path.is_dir() else 0o444)
     yield home
-    for path in (home, *home.rglob('*')): path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in (home, *home.rglob('*')):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(home)
 
 
 def test_a_run_in_a_folder_that_may_only_be_read_is_served(shared_dir):
-    def ask(): return fit(TINY, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False).metrics['uar']
+    def ask():
+        return fit(TINY, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False).metrics['uar']
     assert unprivileged(ask) == str(ask())
 
 
 def test_a_new_run_in_a_folder_that_may_only_be_read_is_one_error(shared_dir):
-    def ask(e): return fit(e, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False)
+    def ask(e):
+        return fit(e, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False)
     for e in (LONGER, replace(TINY, max_seconds=.4)): # whose audio is there; whose audio is not
         said = unprivileged(partial(ask, e))
         assert said.startswith('BadInput: ') and 'cannot be written (Permission denied)' in said, said
@@ -216,7 +232,8 @@ def test_a_corpus_that_vanishes_while_a_run_is_trained_is_not_missed(tmp_path, r
     monkeypatch.setattr(cdser.train, 'step', step)
     assert digests(run(LONGER, runs_dir, tmp_path / 'corpora').folder) == undisturbed
     assert not (tmp_path / 'corpora').exists()
-    with pytest.raises(BadInput, match='corpora'): run(replace(LONGER, seed=5), runs_dir, tmp_path / 'corpora')
+    with pytest.raises(BadInput, match='corpora'):
+        run(replace(LONGER, seed=5), runs_dir, tmp_path / 'corpora')
 
 
 def new_encoder(folder: Path, seed: int) -> Path:
@@ -232,10 +249,12 @@ def test_an_encoder_that_is_replaced_before_it_is_loaded_is_an_error(runs_dir, t
     real, loaded = cdser.model.load_backbone, []
     def load(name, *expected):
         loaded.append(name)
-        if len(loaded) == 1: return real(name, *expected)
+        if len(loaded) == 1:
+            return real(name, *expected)
         first.rename(tmp_path / 'aside')
         shutil.copytree(second, first)
-        try: return real(name, *expected)
+        try:
+            return real(name, *expected)
         finally:
             if back:
                 shutil.rmtree(first)
@@ -287,8 +306,10 @@ def test_a_loss_that_is_not_a_number_names_its_batch(runs_dir, monkeypatch):
 
 
 def test_in_a_grid_the_error_is_the_same(runs_dir):
-    with pytest.raises(BadInput, match='the loss is (nan|inf)') as err: run(WILD, runs_dir)
-    with pytest.raises(BadInput) as again: grid([WILD], corpora(), runs_dir, 'cpu', workers=1)
+    with pytest.raises(BadInput, match='the loss is (nan|inf)') as err:
+        run(WILD, runs_dir)
+    with pytest.raises(BadInput) as again:
+        grid([WILD], corpora(), runs_dir, 'cpu', workers=1)
     assert str(again.value) == str(err.value)
 
 
@@ -300,7 +321,8 @@ def test_predictions_that_are_no_numbers_are_not_stored(runs_dir, monkeypatch, w
         said[which][3] = np.nan
         return said
     monkeypatch.setattr(cdser.compute, 'predict', predict)
-    with pytest.raises(BadInput, match='the trained model says NaN') as err: run(TINY, runs_dir)
+    with pytest.raises(BadInput, match='the trained model says NaN') as err:
+        run(TINY, runs_dir)
     assert 'batch: studio_a/' in str(err.value) and not RunStore(runs_dir).runs() and not leftovers(runs_dir)
 
 
@@ -338,8 +360,10 @@ def test_the_callers_world_is_as_it_was(runs_dir, way, threads, bars):
     (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
     torch.manual_seed(3), np.random.seed(4), random.seed(5)
     before = world()
-    try: WAYS[way](runs_dir)
-    except BadInput: assert way in ('a refusal', 'a divergence')
+    try:
+        WAYS[way](runs_dir)
+    except BadInput:
+        assert way in ('a refusal', 'a divergence')
     finally:
         after = world()
         torch.set_num_threads(kept[0])
@@ -350,12 +374,15 @@ def test_the_callers_world_is_as_it_was(runs_dir, way, threads, bars):
 @contextmanager
 def float64():
     torch.set_default_dtype(torch.float64)
-    try: yield
-    finally: torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize('world', [torch.no_grad, torch.inference_mode, float64,
                                    lambda: torch.autocast('cpu', torch.bfloat16)])
 def test_the_callers_world_changes_no_bit(runs_dir, world):
-    with world(): there = run(TINY, runs_dir)
+    with world():
+        there = run(TINY, runs_dir)
     assert digests(there.folder) == digests(prepared() / 'runs' / id_of(TINY))

@@ -42,7 +42,8 @@ def test_what_is_installed_is_what_is_pinned():
     asked = (SETTINGS['requirements'] + ' ' + SETTINGS['dev_requirements']).split()
     needed = {canonicalize_name(Requirement(text).name) for text in asked}
     for name, pin in PINS.items():
-        try: installed = version(name)
+        try:
+            installed = version(name)
         except PackageNotFoundError:
             assert name not in needed, f'{name} is needed and not installed'
             continue

@@ -50,7 +50,8 @@ def shuffled(recordings: Recordings, fixed=()) -> Recordings:
 
 def drawn_up_to_the_last_shot(e: Experiment, source: Recordings, target: Recordings) -> np.ndarray:
     "The rows that somebody had to look at to find the shots; whatever the others are labelled, the same ones are shown."
-    if not SETUPS[e.setup].shots: return np.array([], dtype=np.int64)
+    if not SETUPS[e.setup].shots:
+        return np.array([], dtype=np.int64)
     corpus = make_parts(e, source, target).training[1]
     order = np.random.default_rng([e.seed, 1]).permutation(len(corpus.rows))
     last = max(np.flatnonzero(corpus.labels[order] != UNLABELLED))
@@ -112,7 +113,8 @@ def test_a_term_that_compares_corpora_gets_half_a_batch_of_each_and_as_many_step
 @pytest.mark.parametrize('field, wrong', [('weights', {'emotion': 1., 'coral': 1.}), ('selection', 'snd')])
 @pytest.mark.parametrize('setup', ['source_only', 'target_only'])
 def test_what_needs_both_corpora_is_refused_where_one_is_trained_on(setup, field, wrong):
-    with pytest.raises(BadInput, match=field): check_experiment(replace(TINY, setup=setup, **{field: wrong}))
+    with pytest.raises(BadInput, match=field):
+        check_experiment(replace(TINY, setup=setup, **{field: wrong}))
 
 
 @pytest.mark.parametrize('selection', SELECTIONS)
@@ -140,7 +142,8 @@ def test_tested_speakers_and_their_labels_take_no_part_in_training(recordings, s
     parts = make_parts(replace(TINY, setup=setup), source, target)
     tested = set(target.corpus.table.speaker.iloc[parts.test.rows])
     for part in parts.training:
-        if part.store is target.store: assert tested.isdisjoint(target.corpus.table.speaker.iloc[part.rows])
+        if part.store is target.store:
+            assert tested.isdisjoint(target.corpus.table.speaker.iloc[part.rows])
     assert parts.validated_on.name == ('studio_b' if SETUPS[setup].target_labels else 'studio_a')
 
 

@@ -19,7 +19,8 @@ def prepared() -> Path: # a folder with `corpora`, and `runs` that hold those of
     home = Path(tempfile.mkdtemp(prefix='cdser-tiny-'))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     write_studios(home / 'corpora', utterances=72, speakers=9, seconds=.8)
-    for e in (TINY, OTHER): fit(e, home / 'corpora', home / 'runs', 'cpu', progress=False)
+    for e in (TINY, OTHER):
+        fit(e, home / 'corpora', home / 'runs', 'cpu', progress=False)
     return home
 
 
