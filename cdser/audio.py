@@ -138,7 +138,8 @@ def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float
     "The mean of all channels. Raises `BadInput` unless the frames are as many as the file says, with FLAC's MD5."
     blocks, count, checksum = [], 0, hashlib.md5(usedforsecurity=False)
     while count <= LONGEST * sound.samplerate:
-        block = sound.read(max(BLOCK // sound.channels, 1), 'int32' if md5 else 'float32', always_2d=True)
+        size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1) # soundfile allocates all it is asked for
+        block = sound.read(size, 'int32' if md5 else 'float32', always_2d=True)
         if not len(block):
             break
         if md5:

@@ -175,9 +175,9 @@ def content_digests(paths: list[Path],
     unknown = [name for name in now if name not in known]
     with ThreadPoolExecutor() as pool:
         fresh = dict(zip(unknown, pool.map(content_digest, unknown)))
-    settled = time.time_ns() - 2 * 10**9
+    digests, settled = {**known, **fresh}, time.time_ns() - 2 * 10**9
     if fresh:
-        files = {name: [now[name], digest] for name, digest in {**known, **fresh}.items() if now[name][2] < settled}
+        files = {name: [now[name], digest] for name, digest in digests.items() if now[name][2] < settled}
         with suppress(BadInput): # a folder that may only be read
             write_sealed(memory, json.dumps(files).encode())
-    return [{**known, **fresh}[str(path)] for path in paths]
+    return [digests[str(path)] for path in paths]
