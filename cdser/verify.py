@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
-from sklearn.neighbors import radius_neighbors_graph
 from .audio import in_threads, read_each
 from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, as_path, check_choice, shown
 from .corpora import (AUDIO, COLUMNS, Corpus, brief, check_table, doubts, read_corpus, read_csv,
@@ -56,6 +55,7 @@ NEAR = .98 # inner product of sketches from which two recordings are the same cl
 def clips(sketches: Sequence[np.ndarray | None], # (n,) of (SLOTS * BANDS,)
          ) -> np.ndarray: # (n,) int, equal if two rows are the same clip; without a sketch, each is its own
     "Recordings grouped into clips: copies, and copies of copies."
+    from sklearn.neighbors import radius_neighbors_graph # slow to import, and the command line need not wait
     clip = np.arange(len(sketches)) + len(sketches)
     usable = [i for i, drawn in enumerate(sketches) if drawn is not None]
     if usable:
