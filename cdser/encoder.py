@@ -41,16 +41,20 @@ NANO = dict(conv_dim=(32, 64, 128, 128), conv_kernel=(16, 5, 4, 4), conv_stride=
             hidden_dropout=0., attention_dropout=0., activation_dropout=0., feat_proj_dropout=0., final_dropout=0.)
 
 # %% ../nbs/06_encoder.ipynb #edc47ed0
-REGULAR = dict(apply_spec_augment=False, layerdrop=0.) # the views are the augmentation, and the mix needs every layer
-HEADS = re.compile(r'(quantizer|project_q|project_hid|lm_head|projector|classifier|tdnn|objective)\..+'
+REGULAR = dict(apply_spec_augment=False, layerdrop=0., # the views are the augmentation, and the mix needs every layer
+               add_adapter=False)                      # an adapter comes behind the layers that are mixed
+HEADS = re.compile(r'(quantizer|project_q|project_hid|lm_head|projector|classifier|tdnn|objective|adapter)\..+'
                    r'|layer_weights|(wav2vec2\.)?masked_spec_embed') # of other tasks, and of masked pre-training
 
 def read_normalisation(name: str) -> bool:
     "Whether an encoder expects normalised waveforms. Raises `BadInput` if it expects another rate than 16 kHz."
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(name)
-    except (OSError, ValueError): # there is none
-        return True
+    except (OSError, ValueError, TypeError, AttributeError) as err:
+        if os.path.isfile(os.path.join(name, 'preprocessor_config.json')):
+            raise BadInput(f'encoder: {shown(name)} has a preprocessor_config.json that cannot be read '
+                           f'({shown(err)})') from err
+        return True # there is none
     if extractor.sampling_rate != SAMPLE_RATE:
         raise BadInput(f'encoder: {shown(name)} expects {extractor.sampling_rate} Hz; use one for {SAMPLE_RATE} Hz')
     return bool(extractor.do_normalize)
@@ -89,7 +93,7 @@ def load_backbone(name: str,        # 'nano', a folder that transformers saved, 
     if name == 'nano':
         return Wav2Vec2Model(Wav2Vec2Config(**NANO, **REGULAR, do_normalize=True))
     return read_model(Wav2Vec2Model, os.path.expanduser(name), HEADS,
-                      **REGULAR, mask_time_prob=0., mask_feature_prob=0.)
+                      **REGULAR, mask_time_prob=0., mask_feature_prob=0., key_mapping={r'^hubert\.': ''})
 
 # %% ../nbs/06_encoder.ipynb #855ee105
 def in_patches(config: Wav2Vec2Config) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (BertConfig, BertModel, Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel, SEWConfig, SEWModel,
+from transformers import (BertConfig, BertModel, Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertForCTC, HubertModel, SEWConfig, SEWModel,
                           Wav2Vec2Config, Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC,
                           Wav2Vec2ForPreTraining, Wav2Vec2ForSequenceClassification, Wav2Vec2Model, WavLMConfig, WavLMModel)
 
@@ -213,10 +213,12 @@ def test_an_encoder_of_another_kind_is_refused_even_if_it_says_it_is_a_wav2vec2(
     refused(edit_config(tmp_path / 'it', model_type='wav2vec2'), r'is not a whole Wav2Vec2Model: \d+ (missing|unexpected)|cannot be loaded')
 
 
-def test_a_hubert_is_the_wav2vec2_that_it_is(tmp_path):
+@pytest.mark.parametrize('kind', [HubertModel, HubertForCTC])
+def test_a_hubert_is_the_wav2vec2_that_it_is(kind, tmp_path):
     torch.manual_seed(0)
-    hubert = HubertModel(HubertConfig(**TINY)).eval()
-    hubert.save_pretrained(tmp_path / 'it')
+    saved_one = kind(HubertConfig(**TINY)).eval()
+    saved_one.save_pretrained(tmp_path / 'it')
+    hubert = getattr(saved_one, 'hubert', saved_one)
     row, = speech(16_000)
     with torch.no_grad():
         states = Encoder(load_backbone(str(tmp_path / 'it'))).eval().states(row, torch.tensor([len(row)]))
@@ -320,6 +322,18 @@ def test_an_encoder_gets_waveforms_as_it_was_pre_trained_on_them_and_so_does_its
         assert torch.allclose(again.encoder.states(row, torch.tensor([len(row)])), states, atol=1e-5)
         stock = Wav2Vec2ForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
         assert torch.allclose(stock(inputs).logits, again(row, torch.tensor([len(row)])).emotion, atol=1e-5)
+
+
+def test_an_encoder_with_an_adapter_is_mixed_and_exported_without_it(tmp_path):
+    saved(tmp_path / 'it', Wav2Vec2Model, add_adapter=True)
+    save_stock(build(Experiment('a', 'b', encoder=str(tmp_path / 'it'))), tmp_path / 'export')
+    assert load_stock(tmp_path / 'export')
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]'])
+def test_a_damaged_feature_extractor_is_one_error(content, tmp_path):
+    (saved(tmp_path / 'it') / 'preprocessor_config.json').write_text(content)
+    refused(tmp_path / 'it', 'has a preprocessor_config.json that cannot be read')
 
 
 def test_an_encoder_for_another_rate_is_refused(tmp_path):
