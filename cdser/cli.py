@@ -83,6 +83,8 @@ def run_audit(corpus: Corpus, root: Root, label_map: LabelMap = None, protocol: 
     warnings.simplefilter('ignore', CorpusWarning)
     table = read_corpus(corpus, root, label_map)
     plan = requested_plan(table, protocol, folds)
+    if against:
+        read_corpus(*against, label_map) # can it be read?
     if plan:
         split_corpus(table, plan, disjoint_texts=disjoint_texts) # is it possible?
     copy = verify(corpus, root, label_map, roles=('target',), plan=plan, disjoint_texts=disjoint_texts)

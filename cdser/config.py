@@ -65,7 +65,7 @@ def as_path(what: str, # the parameter, for the message
             value: str | os.PathLike,
            ) -> Path:  # with `~` expanded
     "Raise `BadInput` if `value` is not a path."
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or '\0' in str(value):
         raise BadInput(f'{what}: {shown(value)} is not a path; give it as text')
     try:
         return Path(value).expanduser()

@@ -72,6 +72,8 @@ def one_line(capsys, *args) -> str:
     (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/x.csv'), 'x.csv is the file of --findings, too'),
     (('split', 'studio_a', '{}', '{}/manifest.csv', '--replace'), 'is there already, and is no'),
     (('split', 'studio_a', '{}', '{}/s.csv', '--label-map', '{}/none.csv'), 'none.csv'),
+    (('audit', 'studio_a', '{}', '--against', 'studio_b', 'nowhere'), 'nowhere: there is no such folder'),
+    (('runs', 'a\0'), 'is not a path'),
     (('verify', 'studio_a'), 'Missing argument'), (('audit', 'up/studio_a', '{}'), 'is not a plain name'),
     (('verify', 'studio_a', 'x' * 300), 'there is no such folder'), (('runs', 'absent'), 'there is no such folder'),
     (('fetch', 'nemo'), 'name the folder'), (('nonsense\x1b[2J',), 'nonsense\\x1b[2J'), ((), 'Missing command')])
