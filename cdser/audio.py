@@ -180,7 +180,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the 
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw, ExitStack() as stack:
             at = check_container(raw)
             md5 = raw[26:42] if raw[:4] == b'fLaC' and any(raw[26:42]) else b''
-            is_mp3 = raw[:3] == b'ID3' or raw[:1] == b'\xff' and raw[1] >= 0xe0
+            is_mp3 = raw[:3] == b'ID3' or raw[:1] == b'\xff' and raw[1:2] >= b'\xe0'
             if is_mp3 and not re.search(MP3_TAG, raw): # its length is not known
                 source = stack.enter_context(piped(raw))
             elif at:

@@ -324,7 +324,8 @@ def unused(store: RunStore) -> list[Path]:
     "Decoded audio and checkpoints that no run needs. Raises `BadInput` if a run cannot tell what it was made from."
     needed = {name for run in store.runs() for name in run.config['audio']}
     audio = [path for path in sorted(store.folder.glob('audio/[0-9a-f]*')) if path.name not in needed]
-    audio = [path for path in audio if {file.name for file in path.iterdir()} == {'samples', 'store.json'}]
+    audio = [path for path in audio if path.is_dir()
+             and {file.name for file in path.iterdir()} == {'samples', 'store.json'}]
     checkpoints = []
     for path in sorted(store.folder.glob('.unfinished/*.checkpoint')):
         saved = Checkpoints(path).read()

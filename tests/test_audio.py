@@ -144,6 +144,7 @@ def test_a_header_that_claims_days_takes_no_memory(tmp_path):
     (lambda path: None, 'there is no such file'), (Path.touch, '0 bytes'), (Path.mkdir, 'there is no such file'),
     (os.mkfifo, 'there is no such file'), (lambda path: path.symlink_to('/dev/zero'), 'there is no such file'),
     (lambda path: path.write_text('not audio'), 'Format not recognised'),
+    (lambda path: path.write_bytes(b'\xff'), 'Format not recognised'),
     (lambda path: sf.write(path, voice(), 16_000, format='AIFF'), 'AIFF.*convert it to WAV or FLAC'),
     (lambda path: sf.write(path, voice(), 16_000, format='RF64'), 'RF64.*convert it to WAV or FLAC'),
     (lambda path: sf.write(path, voice(), 1000, format='WAV'), 'its header says 1000 Hz'),

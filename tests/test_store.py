@@ -202,6 +202,8 @@ def test_pruning_removes_what_no_run_needs_and_nothing_else(tmp_path):
     audio = shutil.copytree(sorted((store.folder / 'audio').glob('[!.]*'))[0], store.folder / 'audio' / '0123456789ab')
     noted = shutil.copytree(audio, store.folder / 'audio' / 'ba9876543210')
     (noted / 'mine.txt').write_text('a note of the user')
+    (store.folder / 'audio' / 'a_list.txt').write_text('another')
+    (store.folder / 'audio' / 'dead_link').symlink_to('nowhere')
     for id in (id_of(TINY), '0123456789ab'):
         store.checkpoints(id).save({}, {})
     (store.folder / '.unfinished' / 'old.checkpoint').write_text('damaged')
