@@ -36,17 +36,16 @@ FEW = 5    # below so many kills, a grid is small
 
 def digests(run: Path) -> dict[str, str]:
     "What a run holds, file by file, without the times."
-    found = {}
+    contents = {}
     for path in sorted(path for path in run.rglob('*') if path.is_file() and path.name != 'digests.json'):
         content = path.read_bytes()
         if path.name == 'metrics.json':
-            content = json.dumps({k: v for k,
-                                                              v in json.loads(content).items()
-                                                              if k not in TIMES}).encode()
+            metrics = json.loads(content)
+            content = json.dumps({name: value for name, value in metrics.items() if name not in TIMES}).encode()
         if path.name == 'history.csv':
             content = pd.read_csv(path).drop(columns='seconds').to_csv().encode()
-        found[path.relative_to(run).as_posix()] = hashlib.sha256(content).hexdigest()
-    return found
+        contents[path.relative_to(run).as_posix()] = hashlib.sha256(content).hexdigest()
+    return contents
 
 
 def forked(function) -> int: # the child's number
@@ -132,7 +131,8 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def kill_a_worker(grid: int, rng: random.Random) -> bool: # whether there was one
     "Wait for a worker of a grid to be at work, and kill it."
-    while running([parent := psutil.Process(grid)]):
+    parent = psutil.Process(grid)
+    while running([parent]):
         busy = [process for process in running(parent.children(recursive=True)) if process.cpu_times().user > 1]
         if busy:
             time.sleep(rng.uniform(0, 2))
@@ -185,8 +185,8 @@ def several_at_once(home: Path, corpora: Path, count: int, rng: random.Random) -
     assert finished(forked(counting(home / 'alone', grid(home / 'one'))))
     children = [forked(counting(home / 'steps', grid(home / 'shared'))) for _ in range(max(count, 2))]
     assert all([finished(child) for child in children])
-    one, shared = ({id: digests(store / id) for id in ids(store)} for store in (home / 'one', home / 'shared'))
-    return dict(grids=len(children), same=one == shared, leftovers=len(leftovers(home / 'shared')),
+    alone, shared = ({id: digests(store / id) for id in ids(store)} for store in (home / 'one', home / 'shared'))
+    return dict(grids=len(children), same=alone == shared, leftovers=len(leftovers(home / 'shared')),
                 steps=[(home / name).stat().st_size for name in ('alone', 'steps')])
 
 

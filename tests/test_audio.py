@@ -1,4 +1,4 @@
-"Recordings: whole files are read, incomplete ones refused; decoded audio is what was decoded, whatever happens to its files."
+"Recordings: whole files are read, incomplete ones refused; decoded audio stays what was decoded."
 import multiprocessing
 import os
 import pickle
@@ -14,9 +14,9 @@ from cdser.audio import SHORTEST, decode_each, decoded, in_threads, load_audio, 
 from cdser.audio_store import open_store
 from cdser.config import SAMPLE_RATE, BadInput
 
-FORMATS = {'wav': ('WAV', 'PCM_16'), 'float.wav': ('WAV', 'FLOAT'), 'wavex.wav': ('WAVEX', 'PCM_24'), 'flac': ('FLAC', 'PCM_16'),
-           '24.flac': ('FLAC', 'PCM_24'), '8.flac': ('FLAC', 'PCM_S8'), 'ogg': ('OGG', 'VORBIS'), 'opus': ('OGG', 'OPUS'),
-           'mp3': ('MP3', 'MPEG_LAYER_III')}
+FORMATS = {'wav': ('WAV', 'PCM_16'), 'float.wav': ('WAV', 'FLOAT'), 'wavex.wav': ('WAVEX', 'PCM_24'),
+           'flac': ('FLAC', 'PCM_16'), '24.flac': ('FLAC', 'PCM_24'), '8.flac': ('FLAC', 'PCM_S8'),
+           'ogg': ('OGG', 'VORBIS'), 'opus': ('OGG', 'OPUS'), 'mp3': ('MP3', 'MPEG_LAYER_III')}
 LOSSY = {'ogg', 'opus', 'mp3'}
 
 
@@ -70,8 +70,9 @@ def test_a_recording_that_was_damaged_in_the_middle_is_refused(tmp_path, name):
     path = write(tmp_path, name)
     raw = path.read_bytes()
     for at in np.random.default_rng(0).integers(len(raw) // 4, len(raw) - 100, size=8):
-        for damaged in (raw[:at] + bytes([raw[at] ^ 16]) + raw[at + 1:], raw[:at] + raw[at + 60:], raw[:at] + bytes(60) + raw[at + 60:]):
-            path.write_bytes(damaged)
+        flipped = bytes([raw[at] ^ 16]) + raw[at + 1:at + 60]
+        for middle in (flipped, b'', bytes(60)):
+            path.write_bytes(raw[:at] + middle + raw[at + 60:])
             refused(path)
 
 
@@ -88,7 +89,8 @@ def test_a_wav_file_from_a_pipe_is_read_to_its_end(tmp_path, length):
     assert np.array_equal(read_audio(path)[0], whole)
 
 
-@pytest.mark.parametrize('behind', [b'\n', b'\r\n', b'abc', b'LIST\4\0\0\0abcd', b'LIST\3\0\0\0abc\0', bytes(5000), b'id3 \x08\0\0\0' + bytes(8)])
+@pytest.mark.parametrize('behind', [b'\n', b'\r\n', b'abc', b'LIST\4\0\0\0abcd', b'LIST\3\0\0\0abc\0',
+                                    bytes(5000), b'id3 \x08\0\0\0' + bytes(8)])
 def test_a_wav_file_with_something_harmless_behind_its_audio_is_read(tmp_path, behind):
     path = write(tmp_path, 'wav')
     whole = read_audio(path)[0]
@@ -105,8 +107,11 @@ def test_a_wav_file_whose_header_is_wrong_is_refused(tmp_path):
 
 
 APE = b'APETAGEX' + (2000).to_bytes(4, 'little') + (732).to_bytes(4, 'little') + (1).to_bytes(4, 'little')
-TAGS = {'nothing': (b'', b''), 'ID3v2': (b'ID3\3\0\0\0\0\x0f\x76' + bytes(15 * 128 + 0x76), b''), 'ID3v1': (b'', b'TAG' + bytes(125)),
-        'APE': (b'', APE + (2**31 + 2**29).to_bytes(4, 'little') + bytes(708) + APE + (2**31).to_bytes(4, 'little') + bytes(8))}
+APE_HEADER, APE_FOOTER = (APE + flags.to_bytes(4, 'little') for flags in (2**31 + 2**29, 2**31))
+TAGS = {'nothing': (b'', b''), # what stands before the audio, and behind it
+        'ID3v2': (b'ID3\3\0\0\0\0\x0f\x76' + bytes(15 * 128 + 0x76), b''),
+        'ID3v1': (b'', b'TAG' + bytes(125)),
+        'APE': (b'', APE_HEADER + bytes(708) + APE_FOOTER + bytes(8))}
 
 
 @pytest.mark.parametrize('tag', TAGS)
@@ -157,7 +162,8 @@ def test_what_is_not_a_recording_is_one_error_that_names_it(tmp_path, make, matc
 
 
 @pytest.mark.parametrize('samples, match', [
-    (np.where(np.arange(16_000) == 99, np.nan, .1), 'not finite'), (np.where(np.arange(16_000) == 99, np.inf, .1), 'not finite'),
+    (np.where(np.arange(16_000) == 99, np.nan, .1), 'not finite'),
+    (np.where(np.arange(16_000) == 99, np.inf, .1), 'not finite'),
     (np.full(16_000, 1e6), 'not finite'), (np.full(16_000, 5e-5), 'is silent'), (voice(SHORTEST - .01), 'too short')])
 def test_what_cannot_be_trained_on_is_refused(tmp_path, samples, match):
     with pytest.raises(BadInput, match=match):
@@ -166,7 +172,8 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, samples, match):
 
 @pytest.mark.parametrize('scale', [1e-3, 20.])
 def test_floating_point_audio_is_neither_clipped_nor_rounded(tmp_path, scale):
-    assert np.array_equal(load_audio(write(tmp_path, 'float.wav', scale * voice())), (scale * voice()).astype(np.float32))
+    samples = load_audio(write(tmp_path, 'float.wav', scale * voice()))
+    assert np.array_equal(samples, (scale * voice()).astype(np.float32))
 
 
 @pytest.mark.parametrize('rate', [8000, 15_999, 22_050, 24_414, 44_100, 192_000])
@@ -184,7 +191,7 @@ def test_segments_are_the_samples_between_their_times(tmp_path, name):
         assert np.array_equal(part, whole[round(start * SAMPLE_RATE):round(end * SAMPLE_RATE)])
     assert 'ends behind the recording' in str(decode_each(path, [(2, 4)])[0])
     reading, = read_each(path, max_seconds=.5)
-    assert len(reading.samples) == 8000 and abs(reading.seconds - 3) < .2 and np.array_equal(reading.samples, whole[:8000])
+    assert np.array_equal(reading.samples, whole[:8000]) and abs(reading.seconds - 3) < .2
 
 
 def test_all_bad_recordings_are_named_at_once_after_the_good_ones(tmp_path):
@@ -192,7 +199,8 @@ def test_all_bad_recordings_are_named_at_once_after_the_good_ones(tmp_path):
     paths = [good, tmp_path / 'missing.wav', good, write(tmp_path, 'float.wav', np.zeros(16_000))]
     results = decoded(paths, None)
     assert len(next(results)) == len(next(results)) == 48_000
-    with pytest.raises(BadInput, match='2 of 4 recordings cannot be used; .*missing.wav: there is no such file; .*is silent'):
+    message = '2 of 4 recordings cannot be used; .*missing.wav: there is no such file; .*is silent'
+    with pytest.raises(BadInput, match=message):
         next(results)
 
 
@@ -209,7 +217,8 @@ def test_results_are_made_only_a_little_ahead_of_the_reader():
 
 @pytest.fixture
 def paths(tmp_path) -> list[Path]:
-    return [write(tmp_path, 'wav'), write(tmp_path, 'flac', voice(2., 44_100, seed=1), 44_100), write(tmp_path, 'opus')]
+    flac = write(tmp_path, 'flac', voice(2., 44_100, seed=1), 44_100)
+    return [write(tmp_path, 'wav'), flac, write(tmp_path, 'opus')]
 
 
 def test_a_store_holds_what_was_decoded_and_is_not_made_again(tmp_path, paths):
@@ -217,7 +226,8 @@ def test_a_store_holds_what_was_decoded_and_is_not_made_again(tmp_path, paths):
     assert all(np.array_equal(store[i], load_audio(path)) for i, path in enumerate(paths))
     before = {file: file.stat().st_mtime_ns for file in store.folder.iterdir()}
     again = open_store(tmp_path / 'stores', paths)
-    assert again.folder == store.folder and before == {file: file.stat().st_mtime_ns for file in again.folder.iterdir()}
+    assert again.folder == store.folder
+    assert before == {file: file.stat().st_mtime_ns for file in again.folder.iterdir()}
     copy = pickle.loads(pickle.dumps(store)) # noqa: S301 (as joblib does for a worker)
     assert np.array_equal(copy[1], store[1]) and copy.lengths.tolist() == store.lengths.tolist()
 
@@ -225,14 +235,15 @@ def test_a_store_holds_what_was_decoded_and_is_not_made_again(tmp_path, paths):
 def test_equal_samples_are_one_content_in_whatever_format(tmp_path, paths):
     sf.write(tmp_path / 'copy.flac', sf.read(paths[0], dtype='int16')[0], SAMPLE_RATE)
     sf.write(tmp_path / 'copy.wav', sf.read(paths[0], dtype='float32')[0], SAMPLE_RATE, subtype='FLOAT')
-    contents = open_store(tmp_path / 'stores', [paths[0], tmp_path / 'copy.flac', tmp_path / 'copy.wav', paths[1]]).contents
+    copies = [tmp_path / 'copy.flac', tmp_path / 'copy.wav']
+    contents = open_store(tmp_path / 'stores', [paths[0], *copies, paths[1]]).contents
     assert contents[0] == contents[1] == contents[2] != contents[3]
 
 
 @pytest.mark.parametrize('change', [dict(max_seconds=.5), dict(segments=np.array([[0, 1], [np.nan] * 2, [.5, 1.5]]))])
 def test_another_limit_or_other_segments_are_another_store(tmp_path, paths, change):
-    store, other = open_store(tmp_path / 'stores', paths), open_store(tmp_path / 'stores', paths, **change)
-    assert other.folder != store.folder and other.lengths.tolist() != store.lengths.tolist()
+    store, changed = open_store(tmp_path / 'stores', paths), open_store(tmp_path / 'stores', paths, **change)
+    assert changed.folder != store.folder and changed.lengths.tolist() != store.lengths.tolist()
 
 
 def test_a_replaced_recording_of_the_same_size_and_date_is_another_store(tmp_path, paths):
@@ -254,8 +265,9 @@ def test_a_recording_that_changes_while_it_is_decoded_is_an_error(tmp_path, path
 
 
 @pytest.mark.parametrize('name', ['samples', 'store.json'])
-@pytest.mark.parametrize('how', [lambda raw: raw[:50] + bytes([raw[50] ^ 1]) + raw[51:], lambda raw: raw[:-4], lambda raw: b'',
-                                 lambda raw: bytes(len(raw)), lambda raw: b'[]'])
+@pytest.mark.parametrize('how', [
+    lambda raw: raw[:50] + bytes([raw[50] ^ 1]) + raw[51:], lambda raw: raw[:-4], lambda raw: b'',
+    lambda raw: bytes(len(raw)), lambda raw: b'[]'])
 def test_a_damaged_store_is_one_error_and_can_be_made_again(tmp_path, paths, name, how):
     folder = open_store(tmp_path / 'stores', paths).folder
     (folder / name).write_bytes(how((folder / name).read_bytes()))
@@ -266,16 +278,17 @@ def test_a_damaged_store_is_one_error_and_can_be_made_again(tmp_path, paths, nam
 
 
 def test_a_store_under_the_name_of_another_is_refused(tmp_path, paths):
-    one, other = open_store(tmp_path / 'stores', paths), open_store(tmp_path / 'stores', paths[:2])
-    shutil.rmtree(one.folder)
-    shutil.copytree(other.folder, one.folder)
+    store, smaller = open_store(tmp_path / 'stores', paths), open_store(tmp_path / 'stores', paths[:2])
+    shutil.rmtree(store.folder)
+    shutil.copytree(smaller.folder, store.folder)
     with pytest.raises(BadInput, match='cannot be used'):
         open_store(tmp_path / 'stores', paths)
 
 
 @pytest.mark.parametrize('arguments, match', [
     (dict(max_seconds=0), 'max_seconds: 0 is invalid'), (dict(max_seconds=float('nan')), 'max_seconds'),
-    (dict(segments=np.array([[1., 0.]] * 3)), 'row 0: .*0 <= start < end'), (dict(segments=np.array([[np.nan, 1.]] * 3)), 'row 0'),
+    (dict(segments=np.array([[1., 0.]] * 3)), 'row 0: .*0 <= start < end'),
+    (dict(segments=np.array([[np.nan, 1.]] * 3)), 'row 0'),
     (dict(paths=[]), 'there are no recordings')])
 def test_invalid_arguments_are_found_before_the_work(tmp_path, paths, arguments, match):
     with pytest.raises(BadInput, match=match):
@@ -299,5 +312,6 @@ def test_processes_that_want_the_same_store_make_it_once(tmp_path, paths):
 
 
 def test_every_real_recording_is_read(real_corpora):
-    files = sorted(path for path in real_corpora.rglob('*') if path.suffix in {'.wav', '.flac', '.opus', '.ogg', '.mp3'})
+    suffixes = {'.wav', '.flac', '.opus', '.ogg', '.mp3'}
+    files = sorted(path for path in real_corpora.rglob('*') if path.suffix in suffixes)
     assert files and all(len(samples) for samples in decoded(files[::10], None))

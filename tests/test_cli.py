@@ -35,12 +35,14 @@ def small(root: Path, speakers: dict[str, str], # speaker -> labels
           **columns) -> Path:
     "A corpus of a recording for each speaker and label."
     root.mkdir()
-    rows = [(f'{i}.wav', label, speaker) for i, (speaker, label) in enumerate((s, word) for s, words in speakers.items() for word in words.split())]
+    pairs = [(label, speaker) for speaker, labels in speakers.items() for label in labels.split()]
+    rows = [(f'{i}.wav', *pair) for i, pair in enumerate(pairs)]
     rng = np.random.default_rng(0)
     for path, *_ in rows:
         sf.write(root / path, .1 * rng.normal(size=4800).cumsum() / 40, 16_000)
     table = pd.DataFrame(rows, columns=['path', 'label', 'speaker'])
-    table.assign(**{name: [of(i) for i in range(len(table))] for name, of in columns.items()}).to_csv(root / 'manifest.csv', index=False)
+    table = table.assign(**{name: table.index.map(value) for name, value in columns.items()})
+    table.to_csv(root / 'manifest.csv', index=False)
     return root
 
 
@@ -48,28 +50,31 @@ ALL = ' '.join(LABELS)
 
 
 def one_line(capsys, *args) -> str:
-    "What a command that fails says: one line, and 2."
+    "The message of a command that fails: one line, and status 2."
     try:
         status = main(list(map(str, args)))
     except SystemExit as err:
         status = err.code
-    said = capsys.readouterr()
-    assert status == 2 and not said.out and said.err.count('\n') == 1 and said.err.startswith('cdser: '), (status, said)
-    return said.err
+    printed = capsys.readouterr()
+    assert status == 2 and not printed.out and printed.err.count('\n') == 1, (status, printed)
+    assert printed.err.startswith('cdser: ')
+    return printed.err
 
 
 @pytest.mark.parametrize('args, message', [
     (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '1'), "Invalid value for '--folds'"),
     (('audit', 'studio_a', '{}', '--folds', '2.5'), "Invalid value for '--folds'"),
-    (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '9'), '9 folds need as many speakers or sessions, and there are 3'),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--folds', '9'), '9 folds need as many speakers or sessions'),
     (('split', 'studio_a', '{}', '{}/s.csv', '--seed', '-1'), "Invalid value for '--seed'"),
     (('split', 'studio_a', '{}', '{}/s.csv', '--protocol', 'nonsense'), "Invalid value for '--protocol'"),
-    (('split', 'studio_a', '{}', '{}/s.csv', '--protocol', 'leave_one_speaker_out', '--folds', '3'), 'makes 9 here, not 3'),
+    (('split', 'studio_a', '{}', '{}/s.csv', '--protocol', 'leave_one_speaker_out', '--folds', '3'),
+     'makes 9 here, not 3'),
     (('split', 'studio_a', '{}', '{}/no/s.csv'), 'cannot be written'),
     (('verify', 'studio_a', '{}', '--findings', '{}/no/f.csv'), 'is not a folder that can be written to'),
     (('verify', 'studio_a', '{}', '--manifest', '{}/manifest.csv'), 'is there already'),
     (('verify', 'studio_a', '{}', '--findings', '{}/manifest.csv'), 'is there already'),
-    (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/x.csv'), 'x.csv is the file of --findings, too'),
+    (('verify', 'studio_a', '{}', '--findings', '{}/x.csv', '--manifest', '{}/x.csv'),
+     'x.csv is the file of --findings, too'),
     (('split', 'studio_a', '{}', '{}/manifest.csv', '--replace'), 'is there already, and is no'),
     (('split', 'studio_a', '{}', '{}/s.csv', '--label-map', '{}/none.csv'), 'none.csv'),
     (('audit', 'studio_a', '{}', '--against', 'studio_b', 'nowhere'), 'nowhere: there is no such folder'),
@@ -86,11 +91,13 @@ def test_an_impossible_command_is_one_line_and_found_before_the_work(args, messa
 
 def test_a_split_is_replaced_only_if_that_is_asked_for(studio, capsys):
     out = studio / 'split.csv'
-    assert main(['split', 'studio_a', str(studio), str(out)]) == 0 == main(['split', 'studio_a', str(studio), str(out)])
+    arguments = ['split', 'studio_a', str(studio), str(out)]
+    assert main(arguments) == 0 == main(arguments)
     capsys.readouterr()
-    kept = out.read_bytes()
-    assert 'holds another split' in one_line(capsys, 'split', 'studio_a', studio, out, '--folds', 2) and out.read_bytes() == kept
-    assert main(['split', 'studio_a', str(studio), str(out), '--folds', '2', '--replace']) == 0 # the earlier file does not decide
+    first = out.read_bytes()
+    assert 'holds another split' in one_line(capsys, 'split', 'studio_a', studio, out, '--folds', 2)
+    assert out.read_bytes() == first
+    assert main([*arguments, '--folds', '2', '--replace']) == 0
     assert len(read_split(out, read_corpus('studio_a', studio).table)) == 2
 
 
@@ -103,9 +110,11 @@ def test_recordings_that_runs_refuse_are_left_out_of_the_manifest_that_is_writte
     path = sorted((studio / 'audio').iterdir())[3]
     path.unlink()
     assert main(['verify', 'studio_a', str(studio), '--allow', 'missing', '--manifest', str(tmp_path / 'm.csv')]) == 0
-    said = capsys.readouterr().out
-    assert 'fit for training, as source, without the 1 recordings that runs refuse' in said and 'runs refuse a corpus that lists' in said
-    assert len(read_manifest(tmp_path / 'm.csv')) == 71 and f'audio/{path.name}' not in set(read_manifest(tmp_path / 'm.csv').path)
+    report = capsys.readouterr().out
+    assert 'fit for training, as source, without the 1 recordings that runs refuse' in report
+    assert 'runs refuse a corpus that lists' in report
+    paths = set(read_manifest(tmp_path / 'm.csv').path)
+    assert len(paths) == 71 and f'audio/{path.name}' not in paths
     shutil.copy(tmp_path / 'm.csv', studio / 'manifest.csv')
     assert main(['verify', 'studio_a', str(studio)]) == 0
 
@@ -113,17 +122,21 @@ def test_recordings_that_runs_refuse_are_left_out_of_the_manifest_that_is_writte
 def test_a_corpus_whose_speakers_are_its_labels_cannot_be_tested_on(tmp_path, capsys):
     root = small(tmp_path / 'mine', {f'{label}{i}': f'{label} {label}' for label in LABELS for i in range(3)})
     assert main(['verify', 'mine', str(root)]) == 1
-    said = capsys.readouterr().out
-    assert 'NOT FIT for testing, as target: ' in said and 'speaker is label' in said and 'fit for training, as source' in said
-    assert main(['verify', 'mine', str(root), '--role', 'source']) == 0 and main(['verify', 'mine', str(root), '--role', 'target']) == 1
+    report = capsys.readouterr().out
+    texts = ('NOT FIT for testing, as target: ', 'speaker is label', 'fit for training, as source')
+    assert all(text in report for text in texts)
+    assert main(['verify', 'mine', str(root), '--role', 'source']) == 0
+    assert main(['verify', 'mine', str(root), '--role', 'target']) == 1
     assert main(['audit', 'mine', str(root)]) == 1
     assert 'speaker is label' in capsys.readouterr().out
-    assert 'speaker is label' in one_line(capsys, 'split', 'mine', root, root / 'split.csv') and not (root / 'split.csv').exists()
+    assert 'speaker is label' in one_line(capsys, 'split', 'mine', root, root / 'split.csv')
+    assert not (root / 'split.csv').exists()
 
 
 def test_two_speakers_can_be_trained_on_and_not_tested_on(tmp_path, capsys):
     root = small(tmp_path / 'mine', dict.fromkeys('ab', ALL))
-    assert main(['verify', 'mine', str(root), '--role', 'source']) == 0 and main(['verify', 'mine', str(root)]) == 1 == main(['audit', 'mine', str(root)])
+    assert main(['verify', 'mine', str(root), '--role', 'source']) == 0
+    assert main(['verify', 'mine', str(root)]) == 1 == main(['audit', 'mine', str(root)])
     assert 'early stopping needs a second speaker' in capsys.readouterr().out
 
 
@@ -131,7 +144,8 @@ def test_one_session_of_iemocap_is_one_clear_error(tmp_path, capsys):
     root = paper_trees(tmp_path, per_speaker=1) / 'iemocap'
     for i in range(2, 6):
         shutil.rmtree(root / f'Session{i}')
-    assert 'leave_one_session_out needs at least two sessions, and there is 1' in one_line(capsys, 'split', 'iemocap', root, root / 'split.csv')
+    message = one_line(capsys, 'split', 'iemocap', root, root / 'split.csv')
+    assert 'leave_one_session_out needs at least two sessions, and there is 1' in message
     assert main(['audit', 'iemocap', str(root)]) == 1 and 'at least two sessions' in capsys.readouterr().out
 
 
@@ -145,12 +159,12 @@ def test_corpora_that_share_recordings_are_found_by_content_and_by_sound(kept, t
     for path in table.path[5:]:
         (tmp_path / 'quieter' / path).unlink()
     table[:5][['path', 'label', 'speaker']].to_csv(tmp_path / 'quieter' / 'manifest.csv', index=False)
-    assert main(['audit', 'studio_a', str(kept), '--against', 'copy', str(tmp_path / 'copy')]) == 1
-    assert '72 of 72 recordings are also in copy' in (said := capsys.readouterr().out) and '(same content)' in said
-    assert main(['audit', 'studio_a', str(kept), '--against', 'quieter', str(tmp_path / 'quieter')]) == 1
-    assert '5 of 72 recordings are also in quieter' in (said := capsys.readouterr().out) and '(same sound)' in said
-    assert main(['audit', 'studio_a', str(kept), '--against', 'studio_b', str(kept.parent / 'studio_b')]) == 0
-    assert '0 of 72 recordings are also in studio_b' in capsys.readouterr().out
+    shutil.copytree(kept.parent / 'studio_b', tmp_path / 'studio_b')
+    expected = dict(copy=(1, 72, '(same content)'), quieter=(1, 5, '(same sound)'), studio_b=(0, 0, ''))
+    for name, (status, number, how) in expected.items():
+        assert main(['audit', 'studio_a', str(kept), '--against', name, str(tmp_path / name)]) == status
+        report = capsys.readouterr().out
+        assert f'{number} of 72 recordings are also in {name}' in report and how in report
 
 
 @pytest.mark.parametrize('encoding', ['cp850', 'ascii'])
@@ -163,7 +177,8 @@ def test_any_console_can_show_the_output(encoding, tmp_path):
 
 
 def test_what_a_terminal_would_obey_is_shown_instead(kept, capsys, tmp_path):
-    assert '\x1b' not in one_line(capsys, 'verify', 'mine\x1b[31m', kept) + one_line(capsys, 'verify', 'a', '\x1b]0;x\x07\n')
+    assert '\x1b' not in one_line(capsys, 'verify', 'mine\x1b[31m', kept)
+    assert '\x1b' not in one_line(capsys, 'verify', 'a', '\x1b]0;x\x07\n')
     root = small(tmp_path / 'mine', dict.fromkeys(('s\x1b[2J', 's2', 's3'), ALL), text_id=lambda i: '\x1b[31m')
     assert '\x1b' not in one_line(capsys, 'verify', 'mine', root)
 
@@ -175,20 +190,23 @@ def test_a_fault_of_our_own_is_one_line_and_shows_where_if_asked_to(kept, monkey
     monkeypatch.delenv('CDSER_DEBUG', raising=False)
     assert main(['verify', 'studio_a', str(kept)]) == 70
     message = capsys.readouterr().err
-    assert message.count('\n') == 1 and message.startswith('cdser: internal error, KeyError: ') and 'CDSER_DEBUG=1' in message
+    assert message.count('\n') == 1 and 'CDSER_DEBUG=1' in message
+    assert message.startswith('cdser: internal error, KeyError: ')
     monkeypatch.setenv('CDSER_DEBUG', '1')
     assert main(['verify', 'studio_a', str(kept)]) == 70 and 'in fail' in capsys.readouterr().err
 
 
 def test_a_full_disk_and_a_reader_that_stops_have_their_status():
     command = f'{sys.executable} -m cdser.cli fetch'
-    full = subprocess.run(f'{command} > /dev/full', shell=True, capture_output=True, text=True) # noqa: S602 (fixed text)
+    options = dict(shell=True, capture_output=True, text=True) # noqa: S604 (a fixed text)
+    full = subprocess.run(f'{command} > /dev/full', **options)
     assert full.returncode == 2 and full.stderr == 'cdser: [Errno 28] No space left on device\n'
-    closed = subprocess.run(f'({command}; echo $? >&2) | true', shell=True, capture_output=True, text=True) # noqa: S602
+    closed = subprocess.run(f'({command}; echo $? >&2) | true', **options)
     assert closed.stderr.strip() in ('141', '0') # 0 if all was written before
 
 
-@pytest.mark.parametrize('fault', [PermissionError(13, 'Permission denied', 'a/b\nc'), OSError(24, 'Too many open files')])
+@pytest.mark.parametrize('fault', [PermissionError(13, 'Permission denied', 'a/b\nc'),
+                                   OSError(24, 'Too many open files')])
 def test_a_refusal_of_the_system_is_one_line_and_2(fault, kept, monkeypatch, capsys):
     def fail(*args, **more):
         raise fault
@@ -198,9 +216,10 @@ def test_a_refusal_of_the_system_is_one_line_and_2(fault, kept, monkeypatch, cap
 
 def test_an_interrupt_is_one_line_and_130(kept, monkeypatch, capsys, request):
     def interrupted(*args, **more):
-        os.kill(os.getpid(), signal.SIGINT) or time.sleep(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
     monkeypatch.setattr(module, 'verify', interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background ignores it from the start
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) # a process in the background ignores it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert main(['verify', 'studio_a', str(kept)]) == 130 and capsys.readouterr().err == 'cdser: interrupted\n'
 

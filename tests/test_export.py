@@ -1,4 +1,4 @@
-"What a run leaves for others: a folder that transformers alone takes, with the probabilities of cdser, and that cdser reads back whole."
+"An exported model: transformers alone gives the probabilities of cdser, and cdser reads it back whole."
 import json
 import subprocess
 import sys
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2Config, Wav2Vec2Model, pipeline
+from transformers import (AutoFeatureExtractor, AutoModelForAudioClassification, Wav2Vec2Config, Wav2Vec2Model,
+                          pipeline)
 
 from cdser.config import LABELS, SAMPLE_RATE, BadInput
 from cdser.encoder import NANO, Encoder
@@ -16,13 +17,14 @@ from cdser.model import Recogniser, from_transformers, load_stock, save_stock, t
 
 OVERLAPPING = dict(NANO, conv_kernel=(10, 8, 4, 4), conv_stride=(5, 4, 4, 4))
 GROUP = dict(OVERLAPPING, feat_extract_norm='group', do_stable_layer_norm=False)
-LENGTHS = (8_000, 64_001, 20_479, 20_480, 20_481, 33_333, 1_280) # trailing parts of frames, whole frames, a single frame
+LENGTHS = (8_000, 64_001, 20_479, 20_480, 20_481, 33_333, 1_280) # parts of frames, whole frames, a single frame
 
 
 def exported(folder: Path, standardise: bool = False, **config) -> Recogniser:
     "A recogniser of sharp opinions, saved."
     torch.manual_seed(0)
-    model = Recogniser(Encoder(Wav2Vec2Model(Wav2Vec2Config(**{**NANO, **config}, apply_spec_augment=False))), standardise=standardise).eval()
+    backbone = Wav2Vec2Model(Wav2Vec2Config(**{**NANO, **config}, apply_spec_augment=False))
+    model = Recogniser(Encoder(backbone), standardise=standardise).eval()
     for p in model.parameters():
         if p.ndim > 1:
             p.data *= 1.5
@@ -39,13 +41,14 @@ def recordings() -> list[np.ndarray]:
 
 
 def ours(model: Recogniser, rows: list[np.ndarray]) -> np.ndarray: # (rows, 4) probabilities
+    waveforms, lengths = torch.from_numpy(np.concatenate(rows)), torch.tensor([len(row) for row in rows])
     with torch.no_grad():
-        return model(torch.from_numpy(np.concatenate(rows)), torch.tensor([len(row) for row in rows])).emotion.softmax(-1).numpy()
+        return model(waveforms, lengths).emotion.softmax(-1).numpy()
 
 
 def from_pipeline(answers: list[dict]) -> list[float]:
-    found = {answer['label']: answer['score'] for answer in answers}
-    return [found[word] for word in LABELS]
+    scores = {answer['label']: answer['score'] for answer in answers}
+    return [scores[label] for label in LABELS]
 
 
 @pytest.mark.parametrize('config', [dict(), dict(standardise=True), OVERLAPPING])
@@ -55,11 +58,13 @@ def test_pipeline_and_padded_batches_give_the_probabilities_of_cdser(config, tmp
     assert np.ptp(expected, axis=0).max() > .01 # so that a wrong answer would show
     alone = [from_pipeline(classify(row, top_k=None)) for row in rows]
     batched = [from_pipeline(answers) for answers in classify(rows, top_k=None, batch_size=len(rows))]
-    extract, stock = AutoFeatureExtractor.from_pretrained(tmp_path / 'model'), AutoModelForAudioClassification.from_pretrained(tmp_path / 'model')
+    extract = AutoFeatureExtractor.from_pretrained(tmp_path / 'model')
+    stock = AutoModelForAudioClassification.from_pretrained(tmp_path / 'model')
     with torch.no_grad():
-        padded = stock(**extract(rows, sampling_rate=SAMPLE_RATE, padding=True, return_tensors='pt')).logits.softmax(-1)
-    for found in (alone, batched, padded):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        inputs = extract(rows, sampling_rate=SAMPLE_RATE, padding=True, return_tensors='pt')
+        padded = stock(**inputs).logits.softmax(-1)
+    for probabilities in (alone, batched, padded):
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert extract.return_attention_mask and extract.do_normalize and extract.sampling_rate == SAMPLE_RATE
 
 
@@ -67,7 +72,8 @@ def test_with_group_norm_a_recording_alone_gives_the_probabilities_of_cdser(tmp_
     "Its statistics over time take padding in, masked or not, so such a model gets no mask, as it was pre-trained."
     model, rows = exported(tmp_path / 'model', **GROUP), recordings()
     classify = pipeline('audio-classification', model=str(tmp_path / 'model'))
-    np.testing.assert_allclose([from_pipeline(classify(row, top_k=None)) for row in rows], ours(model, rows), atol=1e-5)
+    alone = [from_pipeline(classify(row, top_k=None)) for row in rows]
+    np.testing.assert_allclose(alone, ours(model, rows), atol=1e-5)
     assert not classify.feature_extractor.return_attention_mask
 
 
@@ -83,19 +89,22 @@ assert not any(name.startswith("cdser") for name in sys.modules)
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose([from_pipeline(answers) for answers in json.loads(done.stdout.splitlines()[-1])], ours(model, rows), atol=1e-5)
+    probabilities = [from_pipeline(answers) for answers in json.loads(done.stdout.splitlines()[-1])]
+    np.testing.assert_allclose(probabilities, ours(model, rows), atol=1e-5)
 
 
 def test_an_export_leaves_the_callers_random_numbers_and_reads_back_bit_for_bit(tmp_path):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    to_transformers(model := exported(tmp_path / 'model'))
+    model = exported(tmp_path / 'model')
+    to_transformers(model)
     torch.manual_seed(3)
     save_stock(model, tmp_path / 'again')
     back = from_transformers(load_stock(tmp_path / 'again'))
     assert torch.equal(before, torch.get_rng_state())
     for folder in ('model', 'again'):
-        assert load_file(tmp_path / folder / 'model.safetensors').keys() == load_stock(tmp_path / folder).state_dict().keys()
+        written = load_file(tmp_path / folder / 'model.safetensors')
+        assert written.keys() == load_stock(tmp_path / folder).state_dict().keys()
     np.testing.assert_array_equal(ours(back, recordings()), ours(model, recordings()))
 
 
@@ -108,7 +117,8 @@ def test_a_stored_model_without_or_with_other_tensors_or_classes_is_refused(tmp_
         with pytest.raises(BadInput, match=match) as err:
             load_stock(tmp_path)
         assert str(err.value).isprintable()
-    for lost in ('classifier.bias', 'projector.weight', 'layer_weights', 'wav2vec2.encoder.layers.1.attention.q_proj.weight'):
+    for lost in ('classifier.bias', 'projector.weight', 'layer_weights',
+                 'wav2vec2.encoder.layers.1.attention.q_proj.weight'):
         refuse(f"1 missing, such as '{lost}'", {key: value for key, value in weights.items() if key != lost})
     refuse("1 unexpected, such as 'lm_head.bias'", {**weights, 'lm_head.bias': torch.ones(3)})
     refuse('1 of another shape, such as .*classifier.weight', {**weights, 'classifier.weight': torch.ones(3, 128)})

@@ -106,7 +106,8 @@ def test_no_room_for_a_checkpoint_is_a_warning_and_changes_no_bit(runs_dir, monk
 @pytest.mark.parametrize('what', ['np.save', 'save_stock', 'write_digests'])
 def test_no_room_for_a_run_loses_no_training(runs_dir, monkeypatch, steps, undisturbed, what):
     monkeypatch.setattr(Checkpoints, 'due', True)
-    place = {'np.save': 'numpy.save', 'write_digests': 'cdser.store.write_digests', 'save_stock': 'cdser.compute.save_stock'}[what]
+    place = {'np.save': 'numpy.save', 'write_digests': 'cdser.store.write_digests',
+             'save_stock': 'cdser.compute.save_stock'}[what]
     with monkeypatch.context() as patched:
         patched.setattr(place, full)
         with pytest.raises(BadInput, match=r'cannot be written \(No space left on device\); make room') as err:
@@ -171,17 +172,17 @@ def unprivileged(function) -> str: # what it says, or the error
                 os.setgid(65534)
                 os.setuid(65534)
             try:
-                said = str(function())
+                answer = str(function())
             except (OSError, ValueError) as err:
-                said = f'{type(err).__name__}: {err}'
-            os.write(write, said.encode()[:60_000])
+                answer = f'{type(err).__name__}: {err}'
+            os.write(write, answer.encode()[:60_000])
         finally:
             os._exit(0)
     os.close(write)
     with open(read, 'rb') as pipe:
-        said = pipe.read().decode()
+        answer = pipe.read().decode()
     os.waitpid(child, 0)
-    return said
+    return answer
 
 
 @pytest.fixture
@@ -207,17 +208,17 @@ def test_a_new_run_in_a_folder_that_may_only_be_read_is_one_error(shared_dir):
     def ask(e):
         return fit(e, shared_dir / 'corpora', shared_dir / 'runs', 'cpu', progress=False)
     for e in (LONGER, replace(TINY, max_seconds=.4)): # whose audio is there; whose audio is not
-        said = unprivileged(partial(ask, e))
-        assert said.startswith('BadInput: ') and 'cannot be written (Permission denied)' in said, said
-        assert str(shared_dir / 'runs') in said
+        answer = unprivileged(partial(ask, e))
+        assert answer.startswith('BadInput: ') and 'cannot be written (Permission denied)' in answer, answer
+        assert str(shared_dir / 'runs') in answer
 
 
 def test_files_that_may_not_be_read_are_one_error(shared_dir):
     folder = shared_dir / 'runs' / id_of(TINY)
     for name in ('metrics.json', 'digests.json', 'config.json'):
         (folder / name).chmod(0)
-        said = unprivileged(lambda: RunStore(shared_dir / 'runs')[id_of(TINY)].metrics)
-        assert said.startswith(f'BadInput: {folder / name}: cannot be read (Permission denied)'), said
+        answer = unprivileged(lambda: RunStore(shared_dir / 'runs')[id_of(TINY)].metrics)
+        assert answer.startswith(f'BadInput: {folder / name}: cannot be read (Permission denied)'), answer
         (folder / name).chmod(0o444)
 
 

@@ -62,10 +62,12 @@ def test_a_folder_that_many_build_is_built_once_and_whole(tmp_path_factory, fail
         return make
     answers = at_once([build(i, fail) for i, fail in enumerate(fails)])
     made = [i for i, answer in enumerate(answers) if answer is True]
-    assert len(made) == (not all(fails)) and all(fails[i] for i, answer in enumerate(answers) if isinstance(answer, Exception))
+    assert len(made) == (not all(fails))
+    assert all(fails[i] for i, answer in enumerate(answers) if isinstance(answer, Exception))
     if made:
         assert [(place / name).read_text() for name in ('first', 'last')] == [str(made[0])] * 2
-    assert [path.name for path in place.parent.glob('[!.]*')] == ['built'] * len(made) and not list(place.parent.glob('.draft*'))
+    assert [path.name for path in place.parent.glob('[!.]*')] == ['built'] * len(made)
+    assert not list(place.parent.glob('.draft*'))
 
 
 HOLD = """
@@ -92,7 +94,7 @@ def test_a_killed_process_holds_nothing_and_its_draft_goes_with_the_next(tmp_pat
     assert list(tmp_path.glob('.draft-run-*'))
     with locked(place) as held:
         assert held and build_folder(place, lambda draft: (draft / 'whole').write_text(''))
-    assert [path.name for path in tmp_path.iterdir() if path.name != '.locks'] == ['run'] and (place / 'whole').exists()
+    assert {path.name for path in tmp_path.iterdir()} - {'.locks'} == {'run'} and (place / 'whole').exists()
 
 
 def test_nothing_that_is_there_is_replaced(tmp_path):
@@ -104,9 +106,9 @@ def test_nothing_that_is_there_is_replaced(tmp_path):
 def test_results_and_recordings_stay_apart(tmp_path):
     (tmp_path / 'corpora' / 'mine').mkdir(parents=True)
     (tmp_path / 'link').symlink_to('corpora')
-    for written in (tmp_path / 'corpora', tmp_path / 'corpora' / 'mine' / 'runs', tmp_path, tmp_path / 'link' / 'mine'):
+    for name in ('corpora', 'corpora/mine/runs', '.', 'link/mine'):
         with pytest.raises(BadInput, match='runs_dir: .* overlap'):
-            check_apart('runs_dir', written, tmp_path / 'corpora')
+            check_apart('runs_dir', tmp_path / name, tmp_path / 'corpora')
     check_apart('runs_dir', tmp_path / 'runs', tmp_path / 'corpora')
 
 
@@ -120,7 +122,8 @@ def test_a_remembered_digest_is_that_of_the_content(tmp_path_factory, contents, 
         path.write_bytes(content)
     for at, content in [(0, contents[0]), *changes]:
         write_file(paths[at % len(paths)], content)
-        assert content_digests(paths, folder / 'memory.json') == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        expected = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        assert content_digests(paths, folder / 'memory.json') == expected
 
 
 def test_an_unchanged_file_is_not_read_again_and_one_changed_in_place_is(tmp_path, monkeypatch):
@@ -135,7 +138,8 @@ def test_an_unchanged_file_is_not_read_again_and_one_changed_in_place_is(tmp_pat
     path.write_bytes(b'other')
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert content_digests([path], memory) == [content_digest(path)] != digest
-    for damaged in (b'', b'[]', memory.read_bytes().replace(b'"', b'', 1), memory.read_bytes().replace(digest[0][:4].encode(), b'0000')):
+    whole = memory.read_bytes()
+    for damaged in (b'', b'[]', whole.replace(b'"', b'', 1), whole.replace(digest[0][:4].encode(), b'0000')):
         memory.write_bytes(damaged)
         assert content_digests([path], memory) == [content_digest(path)]
 

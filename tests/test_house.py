@@ -18,7 +18,8 @@ CONFIG.read(ROOT / 'settings.ini', encoding='utf-8')
 SETTINGS = CONFIG['DEFAULT']
 LISTS = [name for name in SETTINGS if name.endswith('requirements')]
 LINES = (ROOT / 'constraints.txt').read_text(encoding='utf-8').splitlines()
-PINS = {canonicalize_name(pin.name): pin for pin in [Requirement(line) for line in LINES if line.strip() and line[0] != '#']}
+PINS = {canonicalize_name(pin.name): pin
+        for pin in [Requirement(line) for line in LINES if line.strip() and line[0] != '#']}
 
 
 def load(path: Path):
@@ -48,7 +49,7 @@ def test_what_is_installed_is_what_is_pinned():
             assert name not in needed, f'{name} is needed and not installed'
             continue
         [exact] = pin.specifier
-        assert Version(installed).public == exact.version, f'{name} {installed} is installed, and {exact.version} pinned'
+        assert Version(installed).public == exact.version, f'{name} {installed} is installed, {exact.version} pinned'
 
 
 def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
@@ -69,7 +70,8 @@ def test_a_chapter_imports_only_from_chapters_before_it():
         sources[module] = '\n'.join(cell for cell in cells if cell.startswith('#| export'))
     order = list(sources)
     for module, source in sources.items():
-        later = [name for name in re.findall(r'(?m)^from cdser\.(\w+) import', source) if order.index(name) >= order.index(module)]
+        imported = re.findall(r'(?m)^from cdser\.(\w+) import', source)
+        later = [name for name in imported if order.index(name) >= order.index(module)]
         assert not later, f'{module} imports {later}'
 
 
@@ -82,12 +84,13 @@ WEAK = dict(name='c', version='2', vulns=[dict(id='CVE-1', fix_versions=['3'])])
     ([PACKAGE, WEAK], 1, 'c 2: CVE-1, mended in 3'), ([UNKNOWN, WEAK], 1, '1 packages, 1 weaknesses'),
     ([UNKNOWN] * 3, None, ''), ([], None, '')])
 def test_an_audit_fails_at_a_finding_and_learns_nothing_from_a_service_that_knows_nothing(packages, code, says):
-    found, lines = load(ROOT / '.ci' / 'audit.py').judge(json.dumps(dict(dependencies=packages)), '')
-    assert found == code and says in '\n'.join(lines)
+    status, lines = load(ROOT / '.ci' / 'audit.py').judge(json.dumps(dict(dependencies=packages)), '')
+    assert status == code and says in '\n'.join(lines)
 
 
 @pytest.mark.parametrize('complaint, code', [
-    ("ConnectionError: Failed to resolve 'host'", None), ('Timeout after 240 seconds', None), ('ImportError: no module', 1), ('', 1)])
+    ("ConnectionError: Failed to resolve 'host'", None), ('Timeout after 240 seconds', None),
+    ('ImportError: no module', 1), ('', 1)])
 def test_an_audit_that_breaks_is_no_audit_that_could_not_be_made(complaint, code):
     assert load(ROOT / '.ci' / 'audit.py').judge('', complaint)[0] == code
 
@@ -96,8 +99,8 @@ def test_an_audit_that_breaks_is_no_audit_that_could_not_be_made(complaint, code
     (False, 0, 'audit skipped: no vulnerability service can be reached'), (True, 1, 'CVE-1')])
 def test_the_next_service_is_asked_where_one_cannot_be_reached(monkeypatch, capsys, reached, code, says):
     audit = load(ROOT / '.ci' / 'audit.py')
-    said = json.dumps(dict(dependencies=[WEAK])) if reached else ''
-    monkeypatch.setattr(audit, 'ask', lambda service: (said if service == 'osv' else '', 'ConnectionError'))
+    answer = json.dumps(dict(dependencies=[WEAK])) if reached else ''
+    monkeypatch.setattr(audit, 'ask', lambda service: (answer if service == 'osv' else '', 'ConnectionError'))
     assert audit.main() == code and says in capsys.readouterr().out
 
 
@@ -116,4 +119,4 @@ def test_tests_that_share_a_fixture_of_their_module_run_in_one_worker(request):
         assert bool(wide) == (group != item.nodeid), f'{item.nodeid} rests on {wide}'
         groups.setdefault(group, []).append(wide)
         free += not wide
-    assert free and all(len(found) == 1 or set.intersection(*found) for found in groups.values())
+    assert free and all(len(fixtures) == 1 or set.intersection(*fixtures) for fixtures in groups.values())

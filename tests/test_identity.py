@@ -36,8 +36,9 @@ def edited(*edits: tuple[str, str, str]) -> str:
 
 
 @pytest.mark.parametrize('edit', [
-    ('train', 'BLOCK = 60.', 'BLOCK = 61.'), ('losses', 'def nt_xent(', 'def nt_xent_('), ('audio', 'SHORTEST = .1', 'SHORTEST = .2'),
-    ('augment', 'import torch', 'import torch as torch'), ('compute', 'round(6)', 'round(7)'), ('model', 'nn.ReLU()', 'nn.GELU()'),
+    ('train', 'BLOCK = 60.', 'BLOCK = 61.'), ('losses', 'def nt_xent(', 'def nt_xent_('),
+    ('audio', 'SHORTEST = .1', 'SHORTEST = .2'), ('augment', 'import torch', 'import torch as torch'),
+    ('compute', 'round(6)', 'round(7)'), ('model', 'nn.ReLU()', 'nn.GELU()'),
     ('evaluate', 'def uar(', 'def uar_('), ('encoder', 'eps=1e-7', 'eps=1e-6'), ('parts', 'SOURCE', 'TARGET')],
     ids=lambda edit: edit[0])
 def test_an_edit_to_a_chapter_that_numbers_come_from_is_another_digest(edit):
@@ -45,7 +46,8 @@ def test_an_edit_to_a_chapter_that_numbers_come_from_is_another_digest(edit):
 
 
 def test_comments_docstrings_and_layout_are_the_same_digest():
-    assert edited(('train', 'BLOCK = 60. #', 'BLOCK = 60. # new words:'), ('losses', '"""', '"""In other words: ')) == code_digest()
+    edits = ('train', 'BLOCK = 60. #', 'BLOCK = 60. # new words:'), ('losses', '"""', '"""In other words: ')
+    assert edited(*edits) == code_digest()
 
 
 def test_every_chapter_that_a_deciding_one_imports_decides_too_or_only_reads_and_keeps():
@@ -84,9 +86,9 @@ def test_a_copy_elsewhere_is_the_same_code_and_an_edit_after_loading_is_refused(
 
 OTHER = dict(setup='few_shot', weights={'emotion': 1.}, seed=1, fold=1, folds=4, protocol='leave_one_speaker_out',
              disjoint_texts=True, validation=.3, shots=5, freeze_front_end=True, freeze_encoder=True, projection=64,
-             standardise=True, views=2, augmentations=('noise',), temperature=.2, confidence=.8, epochs=2, epoch_steps=3,
-             selection='snd', patience=9, batch_seconds=4., encoder_lr=1e-3, head_lr=1e-3, warmup=.2, weight_decay=.1,
-             clip_norm=2., max_seconds=.4)
+             standardise=True, views=2, augmentations=('noise',), temperature=.2, confidence=.8, epochs=2,
+             epoch_steps=3, selection='snd', patience=9, batch_seconds=4., encoder_lr=1e-3, head_lr=1e-3, warmup=.2,
+             weight_decay=.1, clip_norm=2., max_seconds=.4)
 BUSY = dict(weights={**PROPOSED, 'self_training': .1}) # in which every field plays its part
 
 
@@ -97,13 +99,13 @@ def test_every_field_has_another_value_here():
 @pytest.mark.parametrize('name', OTHER)
 def test_every_field_that_plays_a_part_is_another_run(name):
     e = replace(TINY, **{**BUSY, **(dict(setup='few_shot') if name == 'shots' else {})})
-    other = replace(e, **{name: OTHER[name]})
-    assert name not in idle_fields(e) and content_hash(deciding(other)) != content_hash(deciding(e))
+    changed = replace(e, **{name: OTHER[name]})
+    assert name not in idle_fields(e) and content_hash(deciding(changed)) != content_hash(deciding(e))
 
 
 IDLE = dict(shots=TINY, temperature=replace(TINY, weights={'emotion': 1., 'augmentation': .1}), confidence=TINY,
-            augmentations=replace(TINY, views=1, weights={'emotion': 1.}), freeze_front_end=replace(TINY, freeze_encoder=True),
-            encoder_lr=replace(TINY, freeze_encoder=True))
+            augmentations=replace(TINY, views=1, weights={'emotion': 1.}),
+            freeze_front_end=replace(TINY, freeze_encoder=True), encoder_lr=replace(TINY, freeze_encoder=True))
 
 
 def results(run) -> dict[str, str]:
@@ -112,10 +114,10 @@ def results(run) -> dict[str, str]:
 
 @pytest.mark.parametrize('name', IDLE)
 def test_a_field_that_plays_no_part_changes_no_bit(studios, tmp_path, name):
-    one, other = IDLE[name], replace(IDLE[name], **{name: OTHER[name]})
-    assert name in idle_fields(one)
-    runs = [fit(e, studios, tmp_path / folder, 'cpu', progress=False) for e, folder in ((one, 'one'), (other, 'other'))]
-    assert runs[0].id == runs[1].id and results(runs[0]) == results(runs[1])
+    assert name in idle_fields(IDLE[name])
+    run = fit(IDLE[name], studios, tmp_path / 'first', 'cpu', progress=False)
+    again = fit(replace(IDLE[name], **{name: OTHER[name]}), studios, tmp_path / 'second', 'cpu', progress=False)
+    assert run.id == again.id and results(run) == results(again)
 
 
 def test_there_is_no_other_idle_field():
@@ -131,8 +133,9 @@ def test_the_order_of_weights_changes_neither_id_nor_bits(studios, tmp_path):
 
 
 @pytest.mark.parametrize('spelt', [
-    dict(batch_seconds=3), dict(batch_seconds=np.float32(3)), dict(batch_seconds=torch.tensor(3.)), dict(epochs=np.int64(1)),
-    dict(seed=np.uint8(0)), dict(augmentations=list(TINY.augmentations)), dict(clip_norm=1), dict(temperature=np.float64(.1)),
+    dict(batch_seconds=3), dict(batch_seconds=np.float32(3)), dict(batch_seconds=torch.tensor(3.)),
+    dict(epochs=np.int64(1)), dict(seed=np.uint8(0)), dict(augmentations=list(TINY.augmentations)),
+    dict(clip_norm=1), dict(temperature=np.float64(.1)),
     dict(weights={name: np.float64(x) for name, x in reversed(PROPOSED.items())})])
 def test_equal_values_are_the_same_run(spelt):
     assert content_hash(deciding(replace(TINY, **spelt))) == content_hash(deciding(TINY))
@@ -165,7 +168,8 @@ def edit_manifest(corpus: Path, change) -> None:
 
 def relabel(corpus):
     def change(table):
-        table.loc[table.speaker == table.speaker[0], 'label'] = ['ang', 'hap'] * (sum(table.speaker == table.speaker[0]) // 2)
+        first = table.speaker == table.speaker[0]
+        table.loc[first, 'label'] = ['ang', 'hap'] * (sum(first) // 2)
     edit_manifest(corpus, change)
 
 
@@ -199,10 +203,10 @@ def test_what_decides_of_a_corpus_is_another_run(studios, corpora, known, change
 
 
 def test_other_rows_of_a_part_are_another_run_whoever_made_them(studios, known, monkeypatch):
-    "Another version of scikit-learn may deal speakers into other folds under the same seed."
+    "Another version of scikit-learn may assign speakers to other folds under the same seed."
     from cdser import parts
-    other = parts.target_split(parts.load_corpus('studio_b', studios).table, 1, 3, TINY.validation, 0)
-    monkeypatch.setattr(parts, 'target_split', lambda *args: other)
+    split = parts.target_split(parts.load_corpus('studio_b', studios).table, 1, 3, TINY.validation, 0)
+    monkeypatch.setattr(parts, 'target_split', lambda *args: split)
     assert plan_run(TINY, studios, known[0]).id != known[1]
 
 
@@ -231,7 +235,8 @@ def test_a_frozen_split_that_is_not_asked_for_is_the_same_run(corpora, known):
 def test_names_and_places_are_no_part_of_a_run(studios, known, tmp_path):
     for old, new in (('studio_a', 'mine'), ('studio_b', 'yours')):
         shutil.copytree(studios / old, tmp_path / 'elsewhere' / new)
-    assert plan_run(replace(TINY, source='mine', target='yours'), tmp_path / 'elsewhere', tmp_path / 'runs').id == known[1]
+    renamed = replace(TINY, source='mine', target='yours')
+    assert plan_run(renamed, tmp_path / 'elsewhere', tmp_path / 'runs').id == known[1]
 
 
 def test_another_precision_is_another_run(studios, known):
@@ -246,7 +251,8 @@ def test_an_encoder_is_its_content_wherever_it_lies(studios, tmp_path):
     before = id_with(tmp_path / 'here')
     shutil.copytree(tmp_path / 'here', tmp_path / 'copy')
     (tmp_path / 'link').symlink_to('copy')
-    assert id_with(tmp_path / 'copy') == id_with(tmp_path / 'link') == id_with(Path(os.path.relpath(tmp_path / 'here'))) == before
+    for folder in (tmp_path / 'copy', tmp_path / 'link', Path(os.path.relpath(tmp_path / 'here'))):
+        assert id_with(folder) == before
     weights = tmp_path / 'copy' / 'model.safetensors'
     date, content = weights.stat().st_mtime_ns, bytearray(weights.read_bytes())
     content[-20_000] ^= 1 # in place, its size and date kept
@@ -254,4 +260,5 @@ def test_an_encoder_is_its_content_wherever_it_lies(studios, tmp_path):
     os.utime(weights, ns=(date, date))
     config = tmp_path / 'here' / 'config.json'
     config.write_text(config.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 2'))
-    assert len({before, id_with(tmp_path / 'copy'), id_with(tmp_path / 'here'), plan_run(TINY, studios, tmp_path / 'runs').id}) == 4
+    of_nano = plan_run(TINY, studios, tmp_path / 'runs').id
+    assert len({before, id_with(tmp_path / 'copy'), id_with(tmp_path / 'here'), of_nano}) == 4

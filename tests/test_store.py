@@ -31,8 +31,9 @@ USES: dict[str, Callable[[Run], object]] = {
     'recognise': lambda run: recognise(run, wave(), 'cpu').to_csv(), 'experiment': lambda run: run.experiment}
 READS = { # which files a use cannot do without, beside config.json and digests.json
     'metrics': {'metrics.json'}, 'records': {'metrics.json'}, 'history': {'history.csv'},
-    'gather': {'metrics.json', 'predictions.csv'}, 'predictions': {'predictions.csv'}, 'embeddings': {'embeddings.npy'},
-    'recognise': {name for name in FILES if name.startswith('model/')}, 'experiment': set()}
+    'gather': {'metrics.json', 'predictions.csv'}, 'predictions': {'predictions.csv'},
+    'embeddings': {'embeddings.npy'}, 'experiment': set(),
+    'recognise': {name for name in FILES if name.startswith('model/')}}
 
 
 @cache
@@ -75,10 +76,11 @@ def as_folder(path: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     'shorter': lambda path: path.write_bytes(path.read_bytes()[:-2]), 'empty': lambda path: path.write_bytes(b''),
-    'removed': Path.unlink, 'zeroed': lambda path: path.write_bytes(bytes(path.stat().st_size)), 'a folder': as_folder,
+    'removed': Path.unlink, 'a folder': as_folder,
+    'zeroed': lambda path: path.write_bytes(bytes(path.stat().st_size)),
     'longer': lambda path: path.write_bytes(path.read_bytes() + b'\n'),
-    "another run's": lambda path: path.write_bytes(other_file(path).read_bytes()), 'a list': lambda path: path.write_text('[]'),
-    'not UTF-8': lambda path: path.write_bytes(b'{"\xff": 1}')}
+    "another run's": lambda path: path.write_bytes(other_file(path).read_bytes()),
+    'a list': lambda path: path.write_text('[]'), 'not UTF-8': lambda path: path.write_bytes(b'{"\xff": 1}')}
 
 
 @pytest.mark.parametrize('how', DAMAGE)
@@ -115,7 +117,8 @@ def test_a_file_that_was_not_stored_is_not_loaded_with_the_model(tmp_path):
     run = copied_run(tmp_path)
     (run / 'model' / 'pytorch_model.bin').write_bytes(b'anything')
     refusals = answers(tmp_path)
-    assert 'model/pytorch_model.bin: was not stored with the run' in refusals.pop('recognise') and not any(refusals.values())
+    assert 'model/pytorch_model.bin: was not stored with the run' in refusals.pop('recognise')
+    assert not any(refusals.values())
 
 
 def test_no_pickle_is_read(tmp_path):
@@ -133,7 +136,8 @@ def test_no_pickle_is_read(tmp_path):
 def test_a_run_under_another_id_is_not_served(tmp_path):
     copied_run(tmp_path).rename(tmp_path / id_of(OTHER))
     refusals = answers(tmp_path, id=id_of(OTHER))
-    assert all(f'{id_of(OTHER)}/config.json: is of the run {id_of(TINY)}' in text for text in refusals.values()), refusals
+    message = f'{id_of(OTHER)}/config.json: is of the run {id_of(TINY)}'
+    assert all(message in text for text in refusals.values()), refusals
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[]'])
@@ -144,11 +148,12 @@ def test_an_empty_folder_is_not_a_run(tmp_path, content):
     assert all('digests.json' in refusal for refusal in answers(tmp_path).values())
 
 
-@pytest.mark.parametrize('put', [lambda path: path.write_text('mine'), lambda path: path.symlink_to('absent'), os.mkfifo])
+@pytest.mark.parametrize('put', [
+    lambda path: path.write_text('mine'), lambda path: path.symlink_to('absent'), os.mkfifo])
 def test_a_file_in_the_place_of_a_run_is_found_before_anything_is_trained(tmp_path, monkeypatch, put):
     put(tmp_path / id_of(TINY))
     monkeypatch.setattr('cdser.compute.train', lambda *args: pytest.fail('it was trained'))
-    with pytest.raises(BadInput, match=f'{id_of(TINY)}: is not a folder, and stands where a run belongs; move it away'):
+    with pytest.raises(BadInput, match=f'{id_of(TINY)}: is not a folder, and stands where a run belongs; move it'):
         fit(TINY, prepared() / 'corpora', tmp_path, 'cpu', progress=False)
     assert os.path.lexists(tmp_path / id_of(TINY))
 
@@ -172,8 +177,8 @@ def test_a_colleague_in_the_group_may_use_and_fill_a_store(tmp_path):
         Checkpoints(store / '.unfinished' / 'x.checkpoint').save({}, {})
     finally:
         os.umask(umask)
-    for folder in (store / '.locks', store / '.unfinished', store / 'audio', store / 'audio' / '.locks', store / 'audio' / '.digests'):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o2775, folder
+    for folder in ('.locks', '.unfinished', 'audio', 'audio/.locks', 'audio/.digests'):
+        assert stat.S_IMODE((store / folder).stat().st_mode) == 0o2775, folder
     assert all(stat.S_IMODE(lock.stat().st_mode) == 0o664 for lock in store.rglob('*.lock'))
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in run.folder.rglob('*') if path.is_file())
 
@@ -183,23 +188,25 @@ def test_a_colleague_in_the_group_may_use_and_fill_a_store(tmp_path):
 def stored(store: RunStore, code: str, seed: int, **config) -> Run:
     identity = dict(code=code, seed=seed)
     made_by = dict(versions=dict(cdser='0.0.9'))
-    return store.add(content_hash(identity), dict(identity=identity, made_by=made_by, audio=[], **config), lambda draft: None)
+    record = dict(identity=identity, made_by=made_by, audio=[], **config)
+    return store.add(content_hash(identity), record, lambda draft: None)
 
 
 def test_runs_of_other_code_are_counted_and_a_run_that_cannot_be_read_is_of_an_unknown_version(tmp_path):
     copied_run(tmp_path)
     store = RunStore(tmp_path)
     assert say_versions(store) == ''
-    stored(store, 'abc', 1), stored(store, 'abc', 2)
+    stored(store, 'abc', 1)
+    stored(store, 'abc', 2)
     (stored(store, 'def', 3).folder / 'config.json').write_text('[')
-    assert say_versions(store) == f'{tmp_path}: 1 runs of this code; not used: 2 of cdser 0.0.9 (code abc), 1 of cdser unknown (code unknown)' \
-        or set(by_version(store).runs) == {1, 2}
+    assert '2 of cdser 0.0.9 (code abc), 1 of cdser unknown (code unknown)' in say_versions(store)
     assert by_version(store).runs[by_version(store).used].tolist() == [1]
 
 
 def test_pruning_removes_what_no_run_needs_and_nothing_else(tmp_path):
     store = RunStore(shutil.copytree(prepared() / 'runs', tmp_path / 'runs'))
-    audio = shutil.copytree(sorted((store.folder / 'audio').glob('[!.]*'))[0], store.folder / 'audio' / '0123456789ab')
+    needed = sorted((store.folder / 'audio').glob('[!.]*'))[0]
+    audio = shutil.copytree(needed, needed.with_name('0123456789ab'))
     noted = shutil.copytree(audio, store.folder / 'audio' / 'ba9876543210')
     (noted / 'mine.txt').write_text('a note of the user')
     (store.folder / 'audio' / 'a_list.txt').write_text('another')

@@ -57,7 +57,8 @@ def text(path: Path, *lines: str, newline: str = '\n') -> None:
 OTHERS = dict(xxx=2507, fru=1849, sur=107, fea=40, oth=3,
               dis=2) # turns of the release beside the 5531 of the four classes
 RATERS = ('C-E2:\tNeutral;\t()', 'C-E3:\tNeutral; Sadness;\t()', 'C-E4:\tOther;\t(unsure)', 'C-{0}1:\tAnger;\t()',
-          'A-E3:\tval 3; act 2; dom  3;\t()', 'A-E4:\tval 2; act 3; dom  3;\t()', 'A-{0}1:\tval 3; act 2; dom  1;\t()')
+          'A-E3:\tval 3; act 2; dom  3;\t()', 'A-E4:\tval 2; act 3; dom  3;\t()',
+          'A-{0}1:\tval 3; act 2; dom  1;\t()')
 
 
 def iemocap_turns(codes: dict[str, str], suffix: str = '.wav') -> pd.DataFrame: # path, emotion
@@ -99,7 +100,8 @@ def write_iemocap(root: Path, turns: pd.DataFrame, # path, emotion, as in a mani
         text(labels / f'{name}.txt', *iemocap_lines(spoken), newline=newline)
         (labels / f'._{name}.txt').write_bytes(TWIN)
         stems = [PurePosixPath(path).stem for path in spoken.path]
-        text(labels / 'Categorical' / f'{name}_e2_cat.txt', *(f'{stem} :Anger; ()' for stem in stems), newline=newline)
+        ratings = [f'{stem} :Anger; ()' for stem in stems]
+        text(labels / 'Categorical' / f'{name}_e2_cat.txt', *ratings, newline=newline)
         text(labels / 'Attribute' / f'{name}_e3_atr.txt', *(f'{stem} :act 2; :val 3; :dom 2; ()' for stem in stems),
              newline=newline)
         text(labels / 'Self-evaluation' / f'{name}_f1_cat.txt', *(f'{stem} :Sadness; ()' for stem in stems),
@@ -142,7 +144,7 @@ def summary_line(name: str, code: str, valence: str = '3.500000') -> str:
 
 
 def improv_lines(turns: pd.DataFrame) -> list[str]:
-    "The lines of the label file: a summary of each turn, its raters' lines (every seventh has one twice), a blank one."
+    "The lines of the label file: a summary of each turn, its raters' (every seventh has one twice), a blank one."
     lines = []
     for i, row in enumerate(turns.itertuples()):
         raters = [f'WORKER{i % 97 + k:08}; {word}; {word},Concentrated; A:3.000000; V:4.000000; D:NaN; N:5.000000;'
@@ -154,7 +156,8 @@ def improv_lines(turns: pd.DataFrame) -> list[str]:
 
 def write_msp_improv(root: Path, turns: pd.DataFrame, # name, emotion
                      audio: bool | Callable[[Path], None] = touch, spelling: str = 'Evalution.txt',
-                     audio_folder: bool = True, rate: int = 44_100, suffix: str = '.wav', newline: str = '\n') -> None:
+                     audio_folder: bool = True, rate: int = 44_100,
+                     suffix: str = '.wav', newline: str = '\n') -> None:
     "The label file and the recordings of six sessions."
     text(root / spelling, *improv_lines(turns), newline=newline)
     put(root / 'Audio' if audio_folder else root, [improv_path(name, suffix) for name in turns.name], audio, rate)
