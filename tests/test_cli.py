@@ -51,10 +51,7 @@ ALL = ' '.join(LABELS)
 
 def one_line(capsys, *args) -> str:
     "The message of a command that fails: one line, and status 2."
-    try:
-        status = main(list(map(str, args)))
-    except SystemExit as err:
-        status = err.code
+    status = main(list(map(str, args)))
     printed = capsys.readouterr()
     assert status == 2 and not printed.out and printed.err.count('\n') == 1, (status, printed)
     assert printed.err.startswith('cdser: ')
@@ -123,8 +120,7 @@ def test_a_corpus_whose_speakers_are_its_labels_cannot_be_tested_on(tmp_path, ca
     root = small(tmp_path / 'mine', {f'{label}{i}': f'{label} {label}' for label in LABELS for i in range(3)})
     assert main(['verify', 'mine', str(root)]) == 1
     report = capsys.readouterr().out
-    texts = ('NOT FIT for testing, as target: ', 'speaker is label', 'fit for training, as source')
-    assert all(text in report for text in texts)
+    assert 'NOT FIT for testing, as target: ' in report and 'fit for training, as source' in report
     assert main(['verify', 'mine', str(root), '--role', 'source']) == 0
     assert main(['verify', 'mine', str(root), '--role', 'target']) == 1
     assert main(['audit', 'mine', str(root)]) == 1
