@@ -137,15 +137,17 @@ def piped(raw) -> Iterator[int]: # a descriptor
 def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float32
     "The mean of all channels. Raises `BadInput` unless the frames are as many as the file says, with FLAC's MD5."
     blocks, count, checksum = [], 0, hashlib.md5(usedforsecurity=False)
+    dtype = 'int32' if md5 else 'int16' if sound.subtype == 'PCM_16' else 'float32' # soundfile is slow to convert
     while count <= LONGEST * sound.samplerate:
         size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1) # soundfile allocates all it is asked for
-        block = sound.read(size, 'int32' if md5 else 'float32', always_2d=True)
+        block = sound.read(size, dtype, always_2d=True)
         if not len(block):
             break
         if md5:
             width = WIDTHS[sound.subtype]
             checksum.update(block.astype('<i4', copy=False).view(np.uint8).reshape(-1, 4)[:, 4 - width:].tobytes())
-            block = block.astype(np.float32) / np.float32(2**31)
+        if dtype != 'float32':
+            block = block.astype(np.float32) / np.float32(2**(8 * block.itemsize - 1))
         with np.errstate(over='ignore', invalid='ignore'): # values that are not finite are refused later
             blocks.append(block.mean(1) if sound.channels > 1 else block[:, 0])
         count += len(block)
