@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (BertConfig, BertModel, Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertForCTC,
-                          HubertModel, SEWConfig, SEWModel, Wav2Vec2Config, Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel,
-                          Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining,
+                          HubertModel, SEWConfig, SEWModel, Wav2Vec2Config, Wav2Vec2ConformerConfig,
+                          Wav2Vec2ConformerModel, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining,
                           Wav2Vec2ForSequenceClassification, Wav2Vec2Model, WavLMConfig, WavLMModel)
 
 from cdser.config import SAMPLE_RATE, BadInput, Experiment
