@@ -108,8 +108,8 @@ def build(e: Experiment) -> Recogniser:
 ARCHITECTURE = ('do_normalize', 'conv_dim', 'conv_kernel', 'conv_stride', 'conv_bias', 'feat_extract_norm',
                 'feat_extract_activation', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
                 'intermediate_size', 'hidden_act', 'layer_norm_eps', 'do_stable_layer_norm',
-                'num_conv_pos_embeddings', 'num_conv_pos_embedding_groups', 'classifier_proj_size', 'hidden_dropout', 'activation_dropout',
-                'attention_dropout', 'feat_proj_dropout')
+                'num_conv_pos_embeddings', 'num_conv_pos_embedding_groups', 'classifier_proj_size',
+                'hidden_dropout', 'activation_dropout', 'attention_dropout', 'feat_proj_dropout')
 
 def weights_digest(model: Recogniser) -> str: # 12 hexadecimal digits
     "A hash of a model's weights and of its encoder's architecture, whatever file they came from."
