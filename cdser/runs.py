@@ -161,6 +161,7 @@ def work_through(jobs: list, workers: int, bar: tqdm) -> None:
         if workers > 1:
             end_workers(kill=not finished)
 
+# %% ../nbs/25_runs.ipynb #7067f961
 def run_missing(missing: dict[str, Experiment], store: RunStore, workers: int, where: tuple) -> None:
     "Make runs with `work`: first those that no other process computes, then, as often as it takes, the rest."
     without_progress, wait = 0, False
