@@ -74,6 +74,7 @@ def compute_metrics(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch
                 validated_on=ROLES[parts.valid.domain], best_epoch=best_epoch, epochs=len(history), tested=len(test),
                 train_seconds=history.seconds.sum(), throughput=history.audio_seconds.sum() / history.seconds.sum())
 
+# %% ../nbs/23_compute.ipynb #7d332549
 @dataclass(frozen=True)
 class Outcome:
     "What a run came to."

@@ -3,7 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from cdser import store
-from cdser.config import PROPOSED, Experiment, content_hash, from_dict
+from cdser.config import PROPOSED, Experiment, content_hash
 from cdser.encoder import NANO
 from cdser.runs import fit, plan_run
 from cdser.store import DECIDING, code_digest, deciding, digest_of_code, idle_fields, read_sources
@@ -120,11 +120,6 @@ def test_a_field_that_plays_no_part_changes_no_bit(studios, tmp_path, name):
     assert run.id == again.id and results(run) == results(again)
 
 
-def test_there_is_no_other_idle_field():
-    ways = ({}, dict(freeze_encoder=True), dict(views=1, weights={'emotion': 1.}))
-    assert set().union(*(idle_fields(replace(TINY, **way)) for way in ways)) == set(IDLE)
-
-
 def test_the_order_of_weights_changes_neither_id_nor_bits(studios, tmp_path):
     weights = {'information': .3, 'contrastive': .7, 'augmentation': .1, 'emotion': 1.}
     runs = [fit(replace(TINY, weights=dict(items)), studios, tmp_path / folder, 'cpu', progress=False)
@@ -139,11 +134,6 @@ def test_the_order_of_weights_changes_neither_id_nor_bits(studios, tmp_path):
     dict(weights={name: np.float64(x) for name, x in reversed(PROPOSED.items())})])
 def test_equal_values_are_the_same_run(spelt):
     assert content_hash(deciding(replace(TINY, **spelt))) == content_hash(deciding(TINY))
-
-
-def test_an_experiment_from_json_is_the_same_run():
-    import json
-    assert content_hash(deciding(from_dict(json.loads(json.dumps(asdict(TINY)))))) == content_hash(deciding(TINY))
 
 
 # ---- corpora
