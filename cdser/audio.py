@@ -10,7 +10,7 @@ __all__ = ['CUT', 'JOINED', 'LOOSE', 'OPEN', 'MIRROR', 'FLAC_HEAD', 'MP3_TAG', '
            'decode_each', 'load_audio', 'in_threads', 'decoded']
 
 # %% ../nbs/01_audio.ipynb #8f181f4d
-import hashlib, io, math, mmap, os, re, threading, zlib
+import hashlib, io, math, os, re, threading, zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,22 +176,24 @@ def naming(path: Path) -> Iterator[None]:
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the mean over channels; the rate in Hz
     "A recording at its own rate. Raises `BadInput`, naming the file, if it is missing, not audio, or not complete."
-    with naming(path), open(path, 'rb') as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise BadInput('the file is empty (0 bytes); copy it again')
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw, ExitStack() as stack:
-            at = check_container(raw)
-            md5 = raw[26:42] if raw[:4] == b'fLaC' and any(raw[26:42]) else b''
-            is_mp3 = raw[:3] == b'ID3' or raw[:1] == b'\xff' and raw[1:2] >= b'\xe0'
-            if is_mp3 and not re.search(MP3_TAG, raw): # its length is not known
-                source = stack.enter_context(piped(raw))
-            elif at:
-                source = io.BytesIO(raw[:at] + min(len(raw) - at - 4, 2**32 - 1).to_bytes(4, 'little') + raw[at + 4:])
-            else:
-                source = file.fileno()
-            with Forward(source, closefd=False) as sound:
-                check_header(sound)
-                return read_mono(sound, md5), sound.samplerate
+    with naming(path), open(path, 'rb', buffering=0) as file, ExitStack() as stack:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size < 2**32:
+            raise BadInput(f'the file has {size} bytes; expected at most 4 GB; copy it again, or cut it into utterances')
+        raw = file.read() # not mapped: a file that shrinks meanwhile would end the process
+        file.seek(0)
+        at = check_container(raw)
+        md5 = raw[26:42] if raw[:4] == b'fLaC' and any(raw[26:42]) else b''
+        is_mp3 = raw[:3] == b'ID3' or raw[:1] == b'\xff' and raw[1:2] >= b'\xe0'
+        if is_mp3 and not re.search(MP3_TAG, raw): # its length is not known
+            source = stack.enter_context(piped(raw))
+        elif at:
+            source = io.BytesIO(raw[:at] + min(len(raw) - at - 4, 2**32 - 1).to_bytes(4, 'little') + raw[at + 4:])
+        else:
+            source = file.fileno()
+        with Forward(source, closefd=False) as sound:
+            check_header(sound)
+            return read_mono(sound, md5), sound.samplerate
 
 # %% ../nbs/01_audio.ipynb #15453b02
 @lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ __all__ = ['DECIDING', 'SOURCES', 'LOADED', 'FORMAT', 'SHARE', 'SHORTEST', 'idle
 # %% ../nbs/24_store.ipynb #938f69cb
 import ast, hashlib, io, json, os, platform, re, shutil, time, warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -178,11 +179,14 @@ class Run:
     @cached_property
     def digests(self) -> dict[str, str]: # path inside -> SHA-256
         try:
-            return dict(json.loads((self.folder / 'digests.json').read_text(encoding='utf-8')))
+            digests = dict(json.loads((self.folder / 'digests.json').read_text(encoding='utf-8')))
         except OSError as err:
             raise self.refuse('digests.json', f'cannot be read ({err.strerror})') from err
         except (ValueError, TypeError, RecursionError) as err:
             raise self.refuse('digests.json', f'is damaged ({shown(err)})') from err
+        if not all(isinstance(digest, str) for digest in digests.values()):
+            raise self.refuse('digests.json', 'is of another version of cdser')
+        return digests
 
     @cached_property
     def config(self) -> dict:
@@ -304,7 +308,7 @@ def by_version(store: RunStore) -> pd.DataFrame: # one row per version: cdser, c
     for run in store.runs():
         try:
             row = run.config['made_by']['versions']['cdser'], run.config['identity']['code']
-        except (BadInput, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError): # BadInput, too
             row = 'unknown', 'unknown'
         rows.append((*row, 1, megabytes(run.folder)))
     table = pd.DataFrame(rows, columns=['cdser', 'code', 'runs', 'megabytes'])
@@ -321,8 +325,11 @@ def say_versions(store: RunStore) -> str: # one line; '' if all runs are of this
 
 # %% ../nbs/24_store.ipynb #d1911e55
 def unused(store: RunStore) -> list[Path]:
-    "Decoded audio and checkpoints that no run needs. Raises `BadInput` if a run cannot tell what it was made from."
-    needed = {name for run in store.runs() for name in run.config['audio']}
+    "Decoded audio and checkpoints that no run needs, as far as runs can be read; audio can always be decoded again."
+    needed = set()
+    for run in store.runs():
+        with suppress(ValueError, KeyError, TypeError):
+            needed |= set(run.config['audio'])
     audio = [path for path in sorted(store.folder.glob('audio/[0-9a-f]*')) if path.name not in needed]
     audio = [path for path in audio if path.is_dir()
              and {file.name for file in path.iterdir()} == {'samples', 'store.json'}]

@@ -223,8 +223,9 @@ def test_pruning_removes_what_no_run_needs_and_nothing_else(tmp_path):
     assert fit(TINY, prepared() / 'corpora', store.folder, 'cpu', progress=False).id == id_of(TINY)
 
 
-def test_pruning_stops_at_a_run_that_cannot_tell_what_it_was_made_from(tmp_path):
+@pytest.mark.parametrize('file, content', [('config.json', '['), ('digests.json', '{"config.json": [2, "00"]}'), ('digests.json', '{}')])
+def test_a_run_that_cannot_be_read_stops_no_pruning_and_stays(tmp_path, file, content):
     run = copied_run(tmp_path)
-    (run / 'config.json').write_text('[')
-    with pytest.raises(BadInput, match='config.json'):
-        prune(RunStore(tmp_path))
+    (run / file).write_text(content)
+    assert not len(prune(RunStore(tmp_path))) and by_version(RunStore(tmp_path)).code.tolist() == ['unknown']
+    assert (run / file).read_text() == content
