@@ -179,7 +179,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the 
     with naming(path), open(path, 'rb', buffering=0) as file, ExitStack() as stack:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size < 2**32:
-            raise BadInput(f'the file has {size} bytes; expected at most 4 GB; copy it again, or cut it into utterances')
+            raise BadInput(f'the file has {size} bytes; expected up to 4 GB; copy it again, or cut it')
         raw = file.read() # not mapped: a file that shrinks meanwhile would end the process
         file.seek(0)
         at = check_container(raw)
@@ -218,7 +218,7 @@ CLIPPING = .999 # of full scale
 
 def why_unusable(samples: np.ndarray, seconds: float) -> tuple[str, str] | None: # a keyword, and a sentence
     "Why a recording cannot be trained on; None: it can."
-    peak = np.abs(samples).max(initial=0)
+    peak = max(samples.max(initial=0), -samples.min(initial=0)) # NaN if there is one
     if not peak <= LOUDEST: # NaN as well
         return 'not finite', 'holds samples that are not finite, or far beyond full scale; export it again'
     if seconds < SHORTEST:
@@ -257,7 +257,8 @@ def cut(samples: np.ndarray,
     most = round((max_seconds or LONGEST) * SAMPLE_RATE)
     piece = samples[round(start * SAMPLE_RATE):round(end * SAMPLE_RATE)][:most]
     clipped = full[round(start * rate):round(end * rate)]
-    return Reading(piece, end - start, rate, clipped.sum() / max(len(clipped), 1), why_unusable(piece, end - start))
+    share = np.count_nonzero(clipped) / max(len(clipped), 1)
+    return Reading(piece, end - start, rate, share, why_unusable(piece, end - start))
 
 def read_each(path: Path,
               segments: list[Segment] = (WHOLE,),
