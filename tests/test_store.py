@@ -223,7 +223,8 @@ def test_pruning_removes_what_no_run_needs_and_nothing_else(tmp_path):
     assert fit(TINY, prepared() / 'corpora', store.folder, 'cpu', progress=False).id == id_of(TINY)
 
 
-@pytest.mark.parametrize('file, content', [('config.json', '['), ('digests.json', '{"config.json": [2, "00"]}'), ('digests.json', '{}')])
+@pytest.mark.parametrize('file, content', [
+    ('config.json', '['), ('digests.json', '{"config.json": [2, "00"]}'), ('digests.json', '{}')])
 def test_a_run_that_cannot_be_read_stops_no_pruning_and_stays(tmp_path, file, content):
     run = copied_run(tmp_path)
     (run / file).write_text(content)
