@@ -23,7 +23,7 @@ import numpy as np
 import soundfile as sf
 from scipy.signal import firwin, resample_poly
 from tqdm.auto import tqdm
-from .config import SAMPLE_RATE, BadInput
+from .config import SAMPLE_RATE, BadInput, require
 
 # %% ../nbs/01_audio.ipynb #c2186c39
 CUT = 'truncated or damaged; copy it again'
@@ -45,8 +45,7 @@ def wav_chunks(raw) -> tuple[list[tuple[bytes, int, int]], int]:
 def check_wav(raw) -> int: # where the length of the audio must be replaced before decoding; 0: nowhere
     "Raise `BadInput` unless the audio of a WAV file ends with the file or with another chunk."
     chunks, end = wav_chunks(raw)
-    if any(name == b'RIFF' for name, _, _ in chunks):
-        raise BadInput(JOINED)
+    require(not any(name == b'RIFF' for name, _, _ in chunks), JOINED)
     data = [(first, length) for name, first, length in chunks if name == b'data']
     if not data:
         return 0
@@ -55,10 +54,9 @@ def check_wav(raw) -> int: # where the length of the audio must be replaced befo
     is_open = length >= OPEN[3] or OPEN[1] <= length <= OPEN[2] or length == 0 and end == first
     if is_open and first < len(raw) and behind:
         return first - 4
-    if behind < -LOOSE:
-        raise BadInput(CUT)
-    if len(raw) - end > LOOSE and raw[end:].strip(b'\0'):
-        raise BadInput('its header says less than it holds; export it again')
+    require(behind >= -LOOSE, CUT)
+    require(len(raw) - end <= LOOSE or not raw[end:].strip(b'\0'),
+            'its header says less than it holds; export it again')
     return 0
 
 # %% ../nbs/01_audio.ipynb #64f1f6ef
@@ -75,13 +73,10 @@ def check_ogg(raw) -> None:
     while at < len(raw):
         segments = raw[at + 27:at + 27 + raw[at + 26]] if at + 27 <= len(raw) else b''
         page = raw[at:at + 27 + len(segments) + sum(segments)]
-        if len(page) < 28 or ogg_checksum(page) != page[22:26]:
-            raise BadInput(CUT)
-        if page[18:22] != number.to_bytes(4, 'little'):
-            raise BadInput(JOINED if last else CUT)
+        require(len(page) >= 28 and ogg_checksum(page) == page[22:26], CUT)
+        require(page[18:22] == number.to_bytes(4, 'little'), JOINED if last else CUT)
         at, number, last = at + len(page), number + 1, page[5] & 4
-    if not last:
-        raise BadInput(CUT)
+    require(last, CUT)
 
 # %% ../nbs/01_audio.ipynb #7fcd481a
 FLAC_HEAD = rb'fLaC[\0\x80]\0\0\x22' # a recording has one
@@ -111,12 +106,12 @@ class Forward(sf.SoundFile):
 
 def check_header(sound: sf.SoundFile) -> None:
     "Raise `BadInput` unless a file has a known format, a plausible rate, and lasts at most an hour."
-    if sound.format not in ('WAV', 'WAVEX', 'FLAC', 'OGG', 'MP3'):
-        raise BadInput(f'is {sound.format_info}; convert it to WAV or FLAC')
-    if not RATES[0] <= sound.samplerate <= RATES[1]:
-        raise BadInput(f'its header says {sound.samplerate} Hz; expected {RATES[0]} to {RATES[1]} Hz')
-    if LONGEST * sound.samplerate < sound.frames < UNKNOWN:
-        raise BadInput('lasts more than an hour; cut it into utterances')
+    require(sound.format in ('WAV', 'WAVEX', 'FLAC', 'OGG', 'MP3'),
+            f'is {sound.format_info}; convert it to WAV or FLAC')
+    require(RATES[0] <= sound.samplerate <= RATES[1],
+            f'its header says {sound.samplerate} Hz; expected {RATES[0]} to {RATES[1]} Hz')
+    require(not LONGEST * sound.samplerate < sound.frames < UNKNOWN,
+            'lasts more than an hour; cut it into utterances')
 
 @contextmanager
 def piped(raw) -> Iterator[int]: # a descriptor
@@ -151,20 +146,16 @@ def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float
         with np.errstate(over='ignore', invalid='ignore'): # values that are not finite are refused later
             blocks.append(block.mean(1) if sound.channels > 1 else block[:, 0])
         count += len(block)
-    if count > LONGEST * sound.samplerate:
-        raise BadInput('lasts more than an hour; cut it into utterances')
-    if sound.frames not in (count, UNKNOWN) or md5 and md5 != checksum.digest():
-        raise BadInput(CUT)
-    if not count:
-        raise BadInput('holds no samples')
+    require(count <= LONGEST * sound.samplerate, 'lasts more than an hour; cut it into utterances')
+    require(sound.frames in (count, UNKNOWN) and (not md5 or md5 == checksum.digest()), CUT)
+    require(count, 'holds no samples')
     return np.concatenate(blocks)
 
 # %% ../nbs/01_audio.ipynb #2d968542
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     "Turn whatever goes wrong in reading a recording into a `BadInput` that names it."
-    if not os.path.isfile(path):
-        raise BadInput(f'{path}: there is no such file')
+    require(os.path.isfile(path), f'{path}: there is no such file')
     try:
         yield
     except BadInput as err:
@@ -178,8 +169,8 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the 
     "A recording at its own rate. Raises `BadInput`, naming the file, if it is missing, not audio, or not complete."
     with naming(path), open(path, 'rb', buffering=0) as file, ExitStack() as stack:
         size = os.fstat(file.fileno()).st_size
-        if not 0 < size < 2**32:
-            raise BadInput(f'the file has {size} bytes; expected up to 4 GB; copy it again, or cut it')
+        require(0 < size < 2**32,
+                f'the file has {size} bytes; expected up to 4 GB; copy it again, or cut it')
         raw = file.read() # not mapped: a file that shrinks meanwhile would end the process
         file.seek(0)
         at = check_container(raw)

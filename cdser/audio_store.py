@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 from .audio import SHORTEST, decoded
-from .config import BadInput, content_hash, shown
+from .config import BadInput, content_hash, require, shown
 from .files import build_folder, content_digests, locked
 
 # %% ../nbs/21_audio_store.ipynb #99eadfcb
@@ -85,17 +85,16 @@ def open_store(folder: Path,                       # holds any number of stores
                digests: list[str] | None = None,   # the recordings' SHA-256, if they are known
               ) -> AudioStore:
     "The store of these recordings, decoded if it is new. Raises `BadInput` for missing, bad or changing ones."
-    if not paths:
-        raise BadInput('paths: there are no recordings to open')
-    if max_seconds is not None and not SHORTEST <= max_seconds < math.inf:
-        raise BadInput(f'max_seconds: {max_seconds} is invalid; expected at least {SHORTEST}, or None')
+    require(paths, 'paths: there are no recordings to open')
+    require(max_seconds is None or SHORTEST <= max_seconds < math.inf,
+            f'max_seconds: {max_seconds} is invalid; expected at least {SHORTEST}, or None')
     segments, digests = check_segments(paths, segments), digests or digest_files(folder, paths)
     pieces = None if segments is None else segments.astype(str).tolist()
     place = Path(folder) / content_hash([FORMAT, digests, max_seconds, pieces])
     def write(draft):
         write_store(draft, decoded(paths, max_seconds, f'decoding {len(paths)} recordings', segments), place.name)
-        if digest_files(folder, paths) != digests:
-            raise BadInput('recordings changed while they were read; start again when all are written')
+        require(digest_files(folder, paths) == digests,
+                'recordings changed while they were read; start again when all are written')
     if not place.is_dir():
         with locked(place):
             build_folder(place, write)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .config import ABLATIONS, PROFILES, RIVALS, BadInput, parse_pairs
+from .config import ABLATIONS, PROFILES, RIVALS, parse_pairs, require
 from .evaluate import compare, uar
 from .report import interval_text, pairs_of, write_table
 
@@ -130,8 +130,7 @@ COLUMNS = ['claim', 'pair', 'statistic', 'value', 'low', 'high', 'rule', 'verdic
 def claims(predictions: pd.DataFrame, # of runs.gather
           ) -> pd.DataFrame: # COLUMNS; value, low, high in UAR points or, for a relative gain, percent
     "The verdict on every claim of the paper, for every pair; value, low and high are NaN if not testable."
-    if not len(predictions):
-        raise BadInput('runs: there are none; give runs.gather the runs of a grid')
+    require(len(predictions), 'runs: there are none; give runs.gather the runs of a grid')
     rows = []
     for claim in CLAIMS:
         for pair in pairs_of(predictions):

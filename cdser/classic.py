@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from .audio import in_threads, read_audio
 from .audio_store import AudioStore
-from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, content_hash
+from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, check_choice, content_hash, require
 from .files import read_sealed, write_sealed
 from .parts import Recordings, make_parts
 from .store import processor
@@ -70,8 +70,7 @@ def classic_predictions(source_z: np.ndarray,       # (n_s, features) of the tra
                        ) -> tuple[np.ndarray, np.ndarray]: # (n,) int64, (n, classes)
     "An SVM's predictions, and softmax of its votes. Raises `BadInput` if the source has one class only."
     check_choice('norm', norm, tuple(NORMS.values()))
-    if len(set(source_labels)) < 2:
-        raise BadInput('source_labels: hold one class only; a classifier needs two')
+    require(len(set(source_labels)) >= 2, 'source_labels: hold one class only; a classifier needs two')
     source = StandardScaler().fit(source_z)
     target = source if norm == 'source' else StandardScaler().fit(train_target_z)
     svm = SVC(C=1, class_weight='balanced').fit(source.transform(source_z), source_labels)

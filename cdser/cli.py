@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 import typer
-from .config import PROTOCOLS, BadInput, as_path, escape
+from .config import PROTOCOLS, BadInput, as_path, escape, require
 from .corpora import CorpusWarning, read_corpus
 from .files import write_csv, write_manifest
 from .fetch import fetch, list_origins
@@ -55,8 +55,8 @@ def requested_plan(corpus, protocol: str | None, folds: int | None) -> dict | No
     if not protocol and folds is None:
         return None
     plan = plan_folds(corpus, protocol or '', folds)
-    if folds not in (None, plan['folds']):
-        raise BadInput(f"--folds: {plan['protocol']} makes {plan['folds']} here, not {folds}; leave it out")
+    require(folds in (None, plan['folds']),
+            f"--folds: {plan['protocol']} makes {plan['folds']} here, not {folds}; leave it out")
     return plan
 
 # %% ../nbs/44_cli.ipynb #b4c83684
@@ -64,8 +64,8 @@ def requested_plan(corpus, protocol: str | None, folds: int | None) -> dict | No
 def run_verify(corpus: Corpus, root: Root, label_map: LabelMap = None,
                allow: Annotated[list[Kind], typer.Option(help='an error to treat as a warning; may be repeated')] = (),
                role: Role = 'both', findings: NewFile = None, manifest: NewFile = None) -> int:
-    if manifest and manifest == findings:
-        raise BadInput(f'--manifest: {manifest} is the file of --findings, too; name two files')
+    require(not manifest or manifest != findings,
+            f'--manifest: {manifest} is the file of --findings, too; name two files')
     warnings.simplefilter('ignore', CorpusWarning) # verify lists them itself
     copy = verify(corpus, root, label_map, tuple(map(str, allow)), roles=ROLES if role == 'both' else (str(role),))
     print(copy)
@@ -145,8 +145,7 @@ def run_import(saved: Annotated[Path, typer.Argument(parser=place, metavar='SAVE
 @app.command('runs', help='list the runs of a store by version; --prune removes what none of them needs', epilog=STATUS)
 def run_runs(folder: Folder = Path('runs'), remove: Annotated[bool, typer.Option('--prune')] = False) -> int:
     from cdser.store import RunStore, by_version, prune # imports transformers, so it takes seconds
-    if not folder.is_dir():
-        raise BadInput(f'{folder}: there is no such folder')
+    require(folder.is_dir(), f'{folder}: there is no such folder')
     store = RunStore(folder)
     if remove:
         print(prune(store).to_string(index=False, float_format='%.1f'))

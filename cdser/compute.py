@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers.utils import logging as transformers_logging
-from .config import LABELS, BadInput, Experiment, shown
+from .config import LABELS, Experiment, require, shown
 from .files import write_csv
 from .evaluate import recalls, uar, war
 from .model import Recogniser, build, save_stock, weights_digest
@@ -101,8 +101,8 @@ def compute(e: Experiment,
            ) -> Outcome:
     "Train and test, in `controlled` surroundings. Raises `Diverged`, and `BadInput` if the encoder changed meanwhile."
     model = build(e)
-    if weights_digest(model) != weights:
-        raise BadInput(f'encoder: {shown(e.encoder)} is another than when the work began; start again')
+    require(weights_digest(model) == weights,
+            f'encoder: {shown(e.encoder)} is another than when the work began; start again')
     history, best_epoch = train(e, model, parts.training, parts.valid, parts.test, parts.steps, device, progress,
                                 checkpoints)
     predictions, embeddings = classify(parts, model, device)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'UNLABELLED', 'SAMPLE_RATE', 'AUGMENTATIONS', 'SETUPS', 'PROPOSED', 'COMPARING', 'LOSSES', 'METHODS',
            'RIVALS', 'PROTOCOLS', 'SESSIONS', 'SELECTIONS', 'ALLOWED', 'KINDS', 'ROWS', 'ABLATIONS', 'PROFILES',
-           'escape', 'BadInput', 'shown', 'check_choice', 'check_component', 'as_path', 'Setup', 'without', 'among',
-           'Experiment', 'as_declared', 'as_weights', 'as_augmentations', 'with_types', 'contradictions',
+           'escape', 'BadInput', 'require', 'shown', 'check_choice', 'check_component', 'as_path', 'Setup', 'without',
+           'among', 'Experiment', 'as_declared', 'as_weights', 'as_augmentations', 'with_types', 'contradictions',
            'check_experiment', 'content_hash', 'method_name', 'describe', 'check_fields', 'from_dict',
            'main_experiments', 'Profile', 'parse_pairs']
 
@@ -34,6 +34,11 @@ class BadInput(ValueError):
     def __init__(self, message: str = ''):
         super().__init__(escape(message))
 
+def require(condition, message: str) -> None:
+    "Raise `BadInput` with the message unless the condition holds."
+    if not condition:
+        raise BadInput(message)
+
 def shown(value: Any) -> str: # on one line
     "A value as messages quote it: printable, and shortened to 80 characters."
     text = escape(value)
@@ -57,16 +62,16 @@ def check_component(what: str, # for the message
                    ) -> str:   # the same
     "Raise `BadInput` unless `name` can be one component of a path."
     plain = isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name.encode()) <= 200
-    if not plain or name.startswith('.') or set(name) & set('/\\:'):
-        raise BadInput(f'{what}: {shown(name)} is not a plain name without "/", such as emodb')
+    require(plain and not name.startswith('.') and not set(name) & set('/\\:'),
+            f'{what}: {shown(name)} is not a plain name without "/", such as emodb')
     return name
 
 def as_path(what: str, # the parameter, for the message
             value: str | os.PathLike,
            ) -> Path:  # with `~` expanded
     "Raise `BadInput` if `value` is not a path."
-    if not isinstance(value, str | os.PathLike) or '\0' in str(value):
-        raise BadInput(f'{what}: {shown(value)} is not a path; give it as text')
+    require(isinstance(value, str | os.PathLike) and '\0' not in str(value),
+            f'{what}: {shown(value)} is not a path; give it as text')
     try:
         return Path(value).expanduser()
     except RuntimeError as err:
@@ -177,8 +182,7 @@ def as_declared(name: str,          # the field, for the message
     fits = type(value) is kind
     if fits and kind is str:
         fits = value.isprintable() and 0 < len(value) <= 4096
-    if not fits:
-        raise BadInput(f'{name}: {repr(value)[:80]} is not {KINDS[kind]}')
+    require(fits, f'{name}: {repr(value)[:80]} is not {KINDS[kind]}')
     if len(allowed) == 1:
         check_choice(name, value, allowed[0])
     elif allowed and not allowed[0] <= value <= allowed[1]:
@@ -188,29 +192,26 @@ def as_declared(name: str,          # the field, for the message
 # %% ../nbs/00_config.ipynb #efc571b7
 def as_weights(weights: Any) -> dict[str, float]:
     "Loss terms and weights in the order of LOSSES: a sum rounds by the order of its terms. Raises `BadInput`."
-    if not isinstance(weights, dict):
-        raise BadInput(f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
+    require(isinstance(weights, dict),
+            f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
     for term in weights:
         check_choice('weights', term, LOSSES)
-    if not any(weights.values()):
-        raise BadInput('weights: all are zero, so there is nothing to train')
+    require(any(weights.values()), 'weights: all are zero, so there is nothing to train')
     used = [term for term in LOSSES if term in weights]
     return {term: as_declared(f'weights: {term}', weights[term], float, (0., 1e6)) for term in used}
 
 def as_augmentations(names: Any) -> tuple[str, ...]:
     "Names of augmentations. Raises `BadInput` if one is unknown or listed twice."
-    if not isinstance(names, list | tuple):
-        raise BadInput(f'augmentations: {repr(names)[:80]} is not a list of names')
+    require(isinstance(names, list | tuple), f'augmentations: {repr(names)[:80]} is not a list of names')
     for name in names:
         check_choice('augmentations', name, AUGMENTATIONS)
-    if len(set(names)) < len(names):
-        raise BadInput(f'augmentations: {", ".join(names)} names one twice')
+    require(len(set(names)) == len(names), f'augmentations: {", ".join(names)} names one twice')
     return tuple(names)
 
 def with_types(e: Experiment) -> Experiment:
     "The same with the types that the fields declare. Raises `BadInput` if a value does not fit its field."
-    if not isinstance(e, Experiment):
-        raise BadInput(f'experiment: {repr(e)[:80]} is not one; write Experiment(source, target)')
+    require(isinstance(e, Experiment),
+            f'experiment: {repr(e)[:80]} is not one; write Experiment(source, target)')
     plain = {f.name: as_declared(f.name, getattr(e, f.name), f.type, ALLOWED.get(f.name, ()))
              for f in fields(e) if f.type in KINDS}
     return Experiment(**plain, weights=as_weights(e.weights), augmentations=as_augmentations(e.augmentations))
@@ -235,8 +236,7 @@ def check_experiment(e: Experiment) -> Experiment: # with the types that the fie
     "Raise `BadInput` if a field of `e` is invalid, or two contradict each other."
     e = with_types(e)
     for message, applies in contradictions(e).items():
-        if applies:
-            raise BadInput(message)
+        require(not applies, message)
     return e
 
 # %% ../nbs/00_config.ipynb #b59ab0c1
@@ -263,12 +263,12 @@ def check_fields(names, what: str = 'settings') -> None:
 
 def from_dict(values: dict) -> Experiment:
     "The experiment that `asdict` wrote, read back from JSON. Raises `BadInput` at a missing, unknown or invalid field."
-    if not isinstance(values, dict):
-        raise BadInput(f'experiment: {repr(values)[:80]} is not a mapping of fields to values')
+    require(isinstance(values, dict),
+            f'experiment: {repr(values)[:80]} is not a mapping of fields to values')
     check_fields(values, 'experiment')
     missing = [f.name for f in fields(Experiment) if f.name not in values]
-    if missing:
-        raise BadInput(f'experiment: has no {", no ".join(missing)}; it was written by another version of cdser')
+    require(not missing,
+            f'experiment: has no {", no ".join(missing)}; it was written by another version of cdser')
     return check_experiment(Experiment(**values))
 
 # %% ../nbs/00_config.ipynb #6565caaa
@@ -310,12 +310,10 @@ PROFILES = {
 def parse_pairs(pairs: str) -> list[tuple[str, str]]: # (source, target)
     "Read 'a>b,b>a'. Raises `BadInput` unless each pair is two different names joined by '>'."
     example = "write 'emodb>urdu,urdu>emodb'"
-    if not isinstance(pairs, str):
-        raise BadInput(f'pairs: {pairs!r} is not text; {example}')
+    require(isinstance(pairs, str), f'pairs: {pairs!r} is not text; {example}')
     parsed = [tuple(name.strip() for name in pair.split('>')) for pair in pairs.split(',') if pair.strip()]
-    if not parsed:
-        raise BadInput(f'pairs: none given; {example}')
+    require(parsed, f'pairs: none given; {example}')
     for pair in parsed:
-        if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:
-            raise BadInput(f"pairs: {'>'.join(pair)!r} is not two corpora joined by '>'; {example}")
+        require(len(pair) == 2 and all(pair) and pair[0] != pair[1],
+                f"pairs: {'>'.join(pair)!r} is not two corpora joined by '>'; {example}")
     return parsed

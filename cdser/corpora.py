@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path, PurePath
 import numpy as np
 import pandas as pd
-from .config import LABELS, BadInput, as_path, check_component, shown
+from .config import LABELS, BadInput, as_path, check_component, require, shown
 
 # %% ../nbs/02_corpora.ipynb #d3190eab
 AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
@@ -70,8 +70,7 @@ def brief(text: str) -> str:
 
 def read_text(path: Path, errors: str = 'strict') -> str:
     "The text of a file in UTF-8. Raises `BadInput` if it cannot be read."
-    if not os.path.isfile(path):
-        raise BadInput(f'{path}: there is no such file')
+    require(os.path.isfile(path), f'{path}: there is no such file')
     try:
         return path.read_text(encoding='utf-8-sig', errors=errors)
     except (OSError, UnicodeError) as err:
@@ -131,8 +130,8 @@ def read_csv(path: Path,
         why = ' '.join(str(err).split())
         raise BadInput(f'{path}: is not CSV ({why}); put text that holds a comma in quotation marks') from err
     last = text.rpartition('\n')[2] # '' if the file ends with the end of a line
-    if last and last.count(separator) + 1 < rows.shape[1]:
-        raise BadInput(f'{path}: its last line breaks off after {brief(last)}; is the file whole?')
+    require(not last or last.count(separator) + 1 >= rows.shape[1],
+            f'{path}: its last line breaks off after {brief(last)}; is the file whole?')
     table = rows[1:].reset_index(drop=True)
     table.columns = [tidy(column) for column in rows.iloc[0]]
     table = table.loc[:, table.columns != ''] # spreadsheets and pandas add columns without a name
@@ -246,8 +245,7 @@ def check_table(table: pd.DataFrame,                    # with at least path, sp
     for wrong, message in problems:
         check_rows(wrong, named, name, message)
     table = table[~left_out].reset_index(drop=True)
-    if not len(table):
-        raise BadInput(f'{name}: has no utterances of {known}')
+    require(len(table), f'{name}: has no utterances of {known}')
     return table[list(COLUMNS)]
 
 # %% ../nbs/02_corpora.ipynb #7ce79b23
@@ -271,9 +269,9 @@ def read_label_map(path: Path | None = None) -> dict[str, dict[str, str]]: # Non
 def emotions_of(name: str, label_map: Path | None) -> dict[str, str] | None: # emotion -> label or ''
     "A corpus's lines of a label map, if any. Raises `BadInput` if a user's own map has none."
     corpora = read_label_map(label_map)
-    if label_map and tidy(name) not in corpora:
-        raise BadInput(f'{label_map}: has no lines for {name}, such as {name},anger,ang; '
-                       f'it has lines for {", ".join(map(shown, corpora))[:200]}')
+    require(not label_map or tidy(name) in corpora,
+            f'{label_map}: has no lines for {name}, such as {name},anger,ang; '
+            f'it has lines for {", ".join(map(shown, corpora))[:200]}')
     return corpora.get(tidy(name))
 
 def map_emotions(table: pd.DataFrame, name: str, emotions: dict[str, str] | None) -> pd.DataFrame:
@@ -332,8 +330,7 @@ def read_corpus(name: str,                     # selects the reader and the line
     Warns of doubts (`CorpusWarning`). Raises `BadInput` if it cannot be read."""
     check_component('corpus', name)
     root = as_path('root', root)
-    if not os.path.isdir(root):
-        raise BadInput(f'{root}: there is no such folder')
+    require(os.path.isdir(root), f'{root}: there is no such folder')
     manifest = root / 'manifest.csv'
     if not os.path.lexists(manifest):
         table, unlisted = import_module('cdser.readers').read_release(name, root) # a later chapter
@@ -349,9 +346,9 @@ def load_corpus(name: str,                     # the name of its folder
                ) -> Corpus:
     "A checked corpus. Raises `BadInput` if it cannot be read, or lists recordings that are not there."
     corpora_root = as_path('corpora_root', corpora_root)
-    if not os.path.isdir(corpora_root):
-        raise BadInput(f'corpora_root: there is no folder {corpora_root}; '
-                       'it should hold a folder for each corpus')
+    require(os.path.isdir(corpora_root),
+            f'corpora_root: there is no folder {corpora_root}; '
+            'it should hold a folder for each corpus')
     check_component('corpus', name)
     if not os.path.isdir(corpora_root / name):
         names = sorted(brief(path.name) for path in corpora_root.iterdir() if path.is_dir())

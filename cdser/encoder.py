@@ -16,7 +16,7 @@ from transformers import (AttentionInterface, AttentionMaskInterface, Pretrained
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
-from .config import SAMPLE_RATE, BadInput, shown
+from .config import SAMPLE_RATE, BadInput, require, shown
 
 # %% ../nbs/06_encoder.ipynb #307df472
 def normalise(waveform: Tensor, # (samples,) float32, one utterance
@@ -55,8 +55,8 @@ def read_normalisation(name: str) -> bool:
             raise BadInput(f'encoder: {shown(name)} has a preprocessor_config.json that cannot be read '
                            f'({shown(err)})') from err
         return True # there is none
-    if extractor.sampling_rate != SAMPLE_RATE:
-        raise BadInput(f'encoder: {shown(name)} expects {extractor.sampling_rate} Hz; use one for {SAMPLE_RATE} Hz')
+    require(extractor.sampling_rate == SAMPLE_RATE,
+            f'encoder: {shown(name)} expects {extractor.sampling_rate} Hz; use one for {SAMPLE_RATE} Hz')
     return bool(extractor.do_normalize)
 
 def read_model(kind: type[PreTrainedModel],
@@ -82,8 +82,7 @@ def read_model(kind: type[PreTrainedModel],
                 'not finite': [key for key, value in model.named_parameters() if not value.isfinite().all()],
                 'unreadable': info['error_msgs']}
     listed = [f'{len(keys)} {what}, such as {shown(min(map(str, keys)))}' for what, keys in problems.items() if keys]
-    if listed:
-        raise BadInput(f'encoder: {shown(name)} is not a whole {kind.__name__}: {"; ".join(listed)}')
+    require(not listed, f'encoder: {shown(name)} is not a whole {kind.__name__}: {"; ".join(listed)}')
     model.config.do_normalize = read_normalisation(name)
     return model
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
-from .config import LABELS, BadInput
+from .config import LABELS, BadInput, require
 
 # %% ../nbs/10_evaluate.ipynb #d9b1f3f2
 def class_indices(labels, # words of LABELS, or their indices
@@ -70,10 +70,9 @@ def as_outcomes(cell: pd.DataFrame,  # seed, fold, speaker, path, label: one row
                 correct: np.ndarray, # (rows,) float64, such as `hits(cell)`
                ) -> Outcomes:
     "The table as arrays. Raises `BadInput` if it is empty or a run tests an utterance twice."
-    if not len(cell):
-        raise BadInput('runs: no tested utterances; give the rows of one cell of runs.gather')
-    if cell.duplicated(['seed', 'fold', 'path']).any():
-        raise BadInput('runs: an utterance is tested twice by one seed and fold; give the runs of one cell')
+    require(len(cell), 'runs: no tested utterances; give the rows of one cell of runs.gather')
+    require(not cell.duplicated(['seed', 'fold', 'path']).any(),
+            'runs: an utterance is tested twice by one seed and fold; give the runs of one cell')
     run, runs = pd.MultiIndex.from_frame(cell[['seed', 'fold']]).factorize(sort=True)
     utterance, paths = pd.factorize(cell.path)
     speaker, _ = pd.factorize(cell.speaker)
@@ -194,10 +193,10 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, # of one cell each; see `as_outcom
     run, utterance = ['seed', 'fold'], ['seed', 'fold', 'path', 'speaker', 'label']
     a, b = (cell.sort_values(utterance[:3], ignore_index=True) for cell in (a, b))
     runs_of_a, runs_of_b = (cell[run].drop_duplicates(ignore_index=True) for cell in (a, b))
-    if not runs_of_a.equals(runs_of_b):
-        raise BadInput('compare: a has other seeds or folds than b; run both with the same seeds')
-    if not a[utterance].equals(b[utterance]):
-        raise BadInput('compare: a and b tested other utterances; compare runs on the same corpora')
+    require(runs_of_a.equals(runs_of_b),
+            'compare: a has other seeds or folds than b; run both with the same seeds')
+    require(a[utterance].equals(b[utterance]),
+            'compare: a and b tested other utterances; compare runs on the same corpora')
     return estimate_mean(as_outcomes(a, hits(a) - hits(b)), seed, draws, level)
 
 # %% ../nbs/10_evaluate.ipynb #be125244

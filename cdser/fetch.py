@@ -17,7 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
-from .config import BadInput, as_path, check_choice, shown
+from .config import BadInput, as_path, check_choice, require, shown
 from .corpora import released
 from .files import content_digest, locked, make_folder, writing
 
@@ -126,11 +126,10 @@ def terms(name: str) -> str: # on one line
 def check_terms(name: str, accept_licence: bool) -> Origin:
     "Raise `BadInput` if a corpus must be requested, or its licence is not accepted."
     o = origin(name)
-    if o.ask:
-        raise BadInput(f'{name}: cannot be fetched, it is got by hand: {o.ask}; {terms(name)}')
-    if not accept_licence:
-        raise BadInput(f'{name}: read its licence, then say that you accept it, with accept_licence=True '
-                       f'or --accept-licence; {terms(name)}')
+    require(not o.ask, f'{name}: cannot be fetched, it is got by hand: {o.ask}; {terms(name)}')
+    require(accept_licence,
+            f'{name}: read its licence, then say that you accept it, with accept_licence=True '
+            f'or --accept-licence; {terms(name)}')
     return o
 
 # %% ../nbs/42_fetch.ipynb #f6d1cdef
@@ -150,9 +149,9 @@ def find_missing(folder: Path, files: dict[str, str]) -> dict[str, str]: # path 
 # %% ../nbs/42_fetch.ipynb #4a1ad503
 def open_session(base_url: str, workers: int) -> requests.Session:
     "Connections that are kept open. Raises `BadInput` unless `base_url` is https, or http on this machine."
-    if not re.match(r'https://|http://(localhost|127\.0\.0\.1)[:/]', base_url):
-        raise BadInput(f'base_url: a corpus cannot be fetched from {shown(base_url)}; '
-                       'give an address that begins with https://')
+    require(re.match(r'https://|http://(localhost|127\.0\.0\.1)[:/]', base_url),
+            f'base_url: a corpus cannot be fetched from {shown(base_url)}; '
+            'give an address that begins with https://')
     session = requests.Session()
     session.adapters.clear()
     retry = Retry(total=3, backoff_factor=.5, status_forcelist=(429, 500, 502, 503, 504))
@@ -180,14 +179,14 @@ def download(session: requests.Session, url: str,
     except (requests.RequestException, ValueError) as err: # ValueError: a redirect to a malformed address
         raise BadInput(f'{url}: cannot be fetched ({shown(err)}); complete files stay: '
                        'call again to go on, or give another address as base_url') from err
-    if digest.hexdigest() != expected:
-        raise BadInput(f'{url}: is not the released file, its checksum differs; it was not kept')
+    require(digest.hexdigest() == expected,
+            f'{url}: is not the released file, its checksum differs; it was not kept')
 
 def place(draft: Path, target: Path) -> None:
     "Give a complete file its final name. Raises `BadInput` if the name is taken."
     target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(target):
-        raise BadInput(f'{target}: another file has this name and is not replaced; move it away')
+    require(not os.path.lexists(target),
+            f'{target}: another file has this name and is not replaced; move it away')
     os.rename(draft, target)
 
 # %% ../nbs/42_fetch.ipynb #6396ac4e
@@ -231,8 +230,8 @@ def fetch_archive(session: requests.Session, base_url: str, o: Origin, folder: P
                 continue # unpacked before, or the user's
             with archive.open(name) as packed, open(drafts / 'member', 'wb') as file:
                 shutil.copyfileobj(packed, file)
-            if files.get(path, '') not in ('', content_digest(drafts / 'member')):
-                raise BadInput(f'{o.archive}: {shown(path)} in it is not the released file, by its checksum')
+            require(files.get(path, '') in ('', content_digest(drafts / 'member')),
+                    f'{o.archive}: {shown(path)} in it is not the released file, by its checksum')
             place(drafts / 'member', folder / path)
 
 # %% ../nbs/42_fetch.ipynb #f081364d

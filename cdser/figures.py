@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
-from .config import LABELS, PROPOSED, ROWS, BadInput, method_name
+from .config import LABELS, PROPOSED, ROWS, method_name, require
 from .evaluate import confusion
 from .files import make_folder, write_file, writing
 from .report import cell, pairs_of, within_scale, words
@@ -127,9 +127,9 @@ def figure_labels(table: pd.DataFrame, # of `compare_methods`, with few_shot and
     place = {'unlabelled_target': 0, 'labelled_target': np.inf}
     table = within_scale(table).assign(labels=table.setup.map(place).fillna(table.shots.astype(float)))
     curves = table[table.setup.isin((*place, 'few_shot'))].sort_values('labels')
-    if not len(curves):
-        raise BadInput('table: has no row of unlabelled_target, few_shot or labelled_target; '
-                       'give those of 91_target_labels')
+    require(len(curves),
+            'table: has no row of unlabelled_target, few_shot or labelled_target; '
+            'give those of 91_target_labels')
     steps, pairs = sorted(curves.labels.unique()), pairs_of(table)
     figure, panels = panels_of(pairs, 2, 2.4)
     for axes, (source, target) in zip(panels.flat, pairs):
@@ -157,9 +157,9 @@ def figure_weights(table: pd.DataFrame, # of one pair: `parameter`, the paramete
     table = within_scale(table)
     moved = [p for p in table.parameter.drop_duplicates() if p not in ('paper', 'map')]
     paper, over = table[table.parameter == 'paper'], table[table.parameter == 'map']
-    if len(paper) != 1 or not len(over) or over.duplicated(['contrastive', 'information']).any():
-        raise BadInput("table: one row with parameter 'paper' and one 'map' row for each two weights are "
-                       'needed; give those of one pair')
+    require(len(paper) == 1 and len(over) and not over.duplicated(['contrastive', 'information']).any(),
+            "table: one row with parameter 'paper' and one 'map' row for each two weights are "
+            'needed; give those of one pair')
     figure = Figure(figsize=(PAGE, 3.4), layout='constrained')
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
     panels = left.subplots(2, -(-len(moved) // 2), sharey=True, squeeze=False)
@@ -195,8 +195,8 @@ def figure_matrix(table: pd.DataFrame,   # of `compare_methods`
     table, oracles = within_scale(table), within_scale(oracles).drop_duplicates('target')
     corpora = list(dict.fromkeys([*table.source, *table.target]))
     cells = table[(table.setup == row[0]) & (table.method == row[1])]
-    if not len(cells) or cells.duplicated(['source', 'target']).any():
-        raise BadInput(f'table: needs one row of {row[0]}, {row[1]} for each pair; leave out others')
+    require(len(cells) and not cells.duplicated(['source', 'target']).any(),
+            f'table: needs one row of {row[0]}, {row[1]} for each pair; leave out others')
     if x == 'uar':
         cells = pd.concat([cells, oracles[oracles.target.isin(corpora)].assign(source=oracles.target)])
     values = np.full((len(corpora), len(corpora)), np.nan)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
-from .config import BadInput, as_path
+from .config import BadInput, as_path, require
 from .corpora import COLUMNS
 
 # %% ../nbs/20_files.ipynb #27bb13e1
@@ -93,9 +93,9 @@ def check_apart(what: str,     # the parameter that names `written`, for the mes
                ) -> None:
     "Raise `BadInput` if one of two folders is the other, or lies in it; links are resolved."
     inner, outer = (Path(os.path.realpath(folder)) for folder in (written, kept))
-    if inner == outer or inner in outer.parents or outer in inner.parents:
-        raise BadInput(f'{what}: {written} and {kept} overlap; keep recordings in a folder of their own '
-                       f'and choose another {what}')
+    require(inner != outer and inner not in outer.parents and outer not in inner.parents,
+            f'{what}: {written} and {kept} overlap; keep recordings in a folder of their own '
+            f'and choose another {what}')
 
 # %% ../nbs/20_files.ipynb #90b02d6a
 def write_sealed(path: Path, content: bytes) -> None:
@@ -148,8 +148,7 @@ def watch_parent(parent: int) -> None: # its process number
 # %% ../nbs/20_files.ipynb #baf4175c
 def content_digest(path: Path) -> str: # 64 hexadecimal digits
     "SHA-256 of a file. Raises `BadInput` if it cannot be read."
-    if not os.path.isfile(path): # reading a pipe or a device would never end
-        raise BadInput(f'{path}: there is no such file')
+    require(os.path.isfile(path), f'{path}: there is no such file') # reading a pipe or a device would never end
     try:
         with open(path, 'rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -10,7 +10,7 @@ __all__ = ['emotion_loss', 'augmentation_loss', 'at_least_float32', 'nt_xent', '
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .config import UNLABELLED, BadInput
+from .config import UNLABELLED, require
 
 # %% ../nbs/07_losses.ipynb #437bde0b
 def emotion_loss(logits: Tensor, # (batch, classes)
@@ -85,8 +85,8 @@ def estimate_prior(probabilities: Tensor, # (n, classes) of target utterances, u
                    iterations: int = 100,
                   ) -> Tensor:            # (classes,) estimated shares, each at least .02 / classes
     "Label shares without labels, by expectation maximisation (Saerens et al. 2002). Raises `BadInput` if empty."
-    if len(probabilities) == 0:
-        raise BadInput('probabilities: no utterance is given, so no prior can be estimated')
+    require(len(probabilities) != 0,
+            'probabilities: no utterance is given, so no prior can be estimated')
     p = at_least_float32(probabilities)
     source_prior = prior = source_prior.to(p)
     for _ in range(iterations):

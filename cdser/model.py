@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
-from .config import AUGMENTATIONS, LABELS, SAMPLE_RATE, BadInput, Experiment, content_hash
+from .config import AUGMENTATIONS, LABELS, SAMPLE_RATE, Experiment, content_hash, require
 from .encoder import Encoder, load_backbone, read_model
 from .rivals import conditional_features, reverse_gradient
 
@@ -158,6 +158,6 @@ def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on
     "A classifier that `save_stock` wrote. Raises `BadInput` if a tensor or a class differs from what that writes."
     with torch.random.fork_rng(devices=[]):
         stock = read_model(Wav2Vec2ForSequenceClassification, str(folder))
-    if list(stock.config.id2label.values()) != list(LABELS) or not stock.config.use_weighted_layer_sum:
-        raise BadInput(f'{folder}: is not a classifier of {", ".join(LABELS)} in this order, over all layers')
+    require(list(stock.config.id2label.values()) == list(LABELS) and stock.config.use_weighted_layer_sum,
+            f'{folder}: is not a classifier of {", ".join(LABELS)} in this order, over all layers')
     return stock.eval()

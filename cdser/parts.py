@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from .audio_store import AudioStore, digest_files, open_store
 from .batches import SOURCE, TARGET, Utterances, few_labels, steps_in_pass, visible_labels
-from .config import SETUPS, BadInput, Experiment, as_path, content_hash
+from .config import SETUPS, BadInput, Experiment, as_path, content_hash, require
 from .corpora import Corpus, load_corpus
 from .files import check_apart
 from .splits import Split, check_labels, check_split, read_split, source_split, target_split
@@ -83,10 +83,9 @@ def split_target(e: Experiment, target: Recordings) -> Split:
     if e.protocol != 'frozen':
         return target_split(target.corpus.table, e.fold, e.folds, e.validation, e.seed, e.protocol, e.disjoint_texts)
     file = target.corpus.root / 'split.csv'
-    if not target.frozen:
-        raise BadInput(f'protocol: frozen needs a file {file}; cdser split writes one')
-    if len(target.frozen) != e.folds:
-        raise BadInput(f'folds: {file} has {len(target.frozen)} folds, not {e.folds}')
+    require(target.frozen, f'protocol: frozen needs a file {file}; cdser split writes one')
+    require(len(target.frozen) == e.folds,
+            f'folds: {file} has {len(target.frozen)} folds, not {e.folds}')
     return target.frozen[e.fold]
 
 def check_part(recordings: Recordings, split: Split, role: str, where: str,

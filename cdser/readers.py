@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .config import LABELS, BadInput, as_path, check_component, shown
+from .config import LABELS, BadInput, as_path, check_component, require, shown
 from .corpora import AUDIO, as_columns, brief, check_rows, check_table, read_csv, read_text, tidy
 from .files import build_folder, check_apart, write_csv
 
@@ -210,9 +210,9 @@ def read_msp_podcast(root: Path) -> pd.DataFrame:
     "MSP-Podcast (Lotfian & Busso 2019): perceived labels from its table, without unknown speakers."
     spellings = 'labels_consensus', 'labels_concensus'
     tables = [path for path in find_files(root, {'.csv'}) if path.stem in spellings]
-    if len(tables) != 1:
-        raise BadInput(f'{root}: {len(tables)} files are named labels_consensus.csv or labels_concensus.csv; '
-                       'one is needed, in Labels')
+    require(len(tables) == 1,
+            f'{root}: {len(tables)} files are named labels_consensus.csv or labels_concensus.csv; '
+            'one is needed, in Labels')
     table = read_csv(root / tables[0], ('FileName', 'EmoClass', 'SpkrID'))
     table = table[~table.SpkrID.map(tidy).str.lower().isin(['unknown', ''])]
     paths = recordings(root)
@@ -237,11 +237,11 @@ def read_release(name: str, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The utterances that a corpus's reader finds in a folder, and the recordings that it does not recognise.
 
     Raises `BadInput` if no reader has its name."""
-    if os.path.exists(root / 'dataset_info.json') or os.path.exists(root / 'dataset_dict.json'):
-        raise BadInput(f'{root}: is a folder of the datasets library; bring it in with cdser import-dataset')
-    if name not in READERS:
-        raise BadInput(f'{root}: no reader knows a corpus {name!r} (readers: {", ".join(READERS)}); '
-                       'add a manifest.csv with the columns path,label,speaker')
+    require(not os.path.exists(root / 'dataset_info.json') and not os.path.exists(root / 'dataset_dict.json'),
+            f'{root}: is a folder of the datasets library; bring it in with cdser import-dataset')
+    require(name in READERS,
+            f'{root}: no reader knows a corpus {name!r} (readers: {", ".join(READERS)}); '
+            'add a manifest.csv with the columns path,label,speaker')
     table, aside = READERS[name](root), ASIDE.get(name, '$^')
     others = sorted({str(path) for path in find_files(root, AUDIO)} - set(table.path))
     return table, tuple(path for path in others if not re.search(aside, path))

@@ -10,7 +10,7 @@ __all__ = ['KEYS', 'CAPTION', 'cell', 'pairs_of', 'in_percent', 'summarise', 'co
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .config import ABLATIONS, LABELS, ROWS, BadInput
+from .config import ABLATIONS, LABELS, ROWS, BadInput, require
 from .evaluate import Estimate, compare, estimate, holm, recalls, war
 from .files import make_folder, write_file, writing
 
@@ -22,12 +22,12 @@ def cell(predictions: pd.DataFrame, # of runs.gather
         ) -> pd.DataFrame:
     "The rows of one cell. Raises `BadInput` if there are none, or if a seed and fold occur twice."
     rows = predictions[(predictions[KEYS[:len(key)]] == list(key)).all(axis=1)]
-    if not len(rows):
-        raise BadInput(f'runs: none has {dict(zip(KEYS, key))}; '
-                       'run the grid of 90_reproduce with these corpora first')
-    if rows.duplicated(['seed', 'fold', 'path']).any():
-        raise BadInput(f'runs: {dict(zip(KEYS, key))} has several runs of one seed and fold; '
-                       'give runs of one grid, and shots if there are several')
+    require(len(rows),
+            f'runs: none has {dict(zip(KEYS, key))}; '
+            'run the grid of 90_reproduce with these corpora first')
+    require(not rows.duplicated(['seed', 'fold', 'path']).any(),
+            f'runs: {dict(zip(KEYS, key))} has several runs of one seed and fold; '
+            'give runs of one grid, and shots if there are several')
     return rows
 
 def pairs_of(table: pd.DataFrame) -> list[tuple[str, str]]: # (source, target), in order of appearance
@@ -82,8 +82,7 @@ def table1(predictions: pd.DataFrame) -> pd.DataFrame:
 def table2(predictions: pd.DataFrame) -> pd.DataFrame:
     "The ablation, for every pair that has one. Raises `BadInput` if none has."
     ablated = predictions[predictions.method.isin(ABLATIONS)]
-    if not len(ablated):
-        raise BadInput(f'runs: none has a method of the ablation, {", ".join(ABLATIONS)}')
+    require(len(ablated), f'runs: none has a method of the ablation, {", ".join(ABLATIONS)}')
     of_pair = predictions.merge(ablated[['source', 'target']].drop_duplicates())
     rows = (ROWS[1], *(('unlabelled_target', method) for method in ABLATIONS), ROWS[0])
     return compare_methods(of_pair[of_pair.seed.isin(ablated.seed)], ROWS[1], rows, name='change')

@@ -10,7 +10,7 @@ __all__ = ['reverse_gradient', 'reversal_strength', 'members', 'domain_loss', 'c
 import math
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .config import BadInput
+from .config import require
 from .losses import at_least_float32, entropy
 
 # %% ../nbs/08_rivals.ipynb #10e7e7d3
@@ -34,8 +34,8 @@ def reverse_gradient(x: Tensor,       # of any shape
 def reversal_strength(progress: float, # share of the training that is done, in [0, 1]
                      ) -> float:       # in [0, 1)
     "Schedule of the reversed gradient (Ganin et al. 2016). Raises `BadInput` outside [0, 1]."
-    if not 0 <= progress <= 1:
-        raise BadInput(f'progress: {progress} is not in [0, 1]; give the share of the steps that are done')
+    require(0 <= progress <= 1,
+            f'progress: {progress} is not in [0, 1]; give the share of the steps that are done')
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 # %% ../nbs/08_rivals.ipynb #9e21fdc5

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from .audio import decoded
 from .batches import InMemory
 from .compute import compute, controlled
-from .config import (LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, as_path, check_experiment, content_hash,
-                          describe, shown)
+from .config import (LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, as_path, check_experiment,
+                          content_hash, describe, require, shown)
 from .files import watch_parent
 from .model import build, weights_digest
 from .parts import Parts, Recordings, make_parts, open_recordings
@@ -34,10 +34,9 @@ def best_device(device: str = 'auto') -> str:
     "'auto' as 'cuda' if there is one, else 'cpu'. Raises `BadInput` for a device that is unknown or missing."
     if device == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device not in ('cpu', 'cuda'):
-        raise BadInput(f'device: {device!r} is not known; use auto, cpu or cuda')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise BadInput("device: there is no 'cuda' here; use auto or cpu")
+    require(device in ('cpu', 'cuda'), f'device: {device!r} is not known; use auto, cpu or cuda')
+    require(device != 'cuda' or torch.cuda.is_available(),
+            "device: there is no 'cuda' here; use auto or cpu")
     return device
 
 DEFAULT_LIMIT = Experiment.max_seconds # users who give another limit know about it
@@ -172,9 +171,9 @@ def run_missing(missing: dict[str, Experiment], store: RunStore, workers: int, w
             missing = {id: e for id, e in missing.items() if id not in store}
             bar.update(bar.total - len(missing) - bar.n)
             wait, without_progress = True, without_progress + 1 if len(missing) == before else 0
-            if without_progress > 2:
-                raise BadInput(f'{store.folder}: {len(missing)} runs could not be completed, since workers are killed '
-                               'or corpora change meanwhile; finished runs are kept, so try again with fewer workers')
+            require(without_progress <= 2,
+                    f'{store.folder}: {len(missing)} runs could not be completed, since workers are killed '
+                    'or corpora change meanwhile; finished runs are kept, so try again with fewer workers')
 
 def grid(experiments: list[Experiment],
          corpora_root: Path,
@@ -184,8 +183,8 @@ def grid(experiments: list[Experiment],
          label_map: Path | None = None, # None: the shipped one
         ) -> list[Run]:              # in the order of `experiments`
     "Make sure that every experiment has its run. Raises `BadInput` before any training if one of them cannot be run."
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise BadInput(f'workers: {workers!r} is not a whole number from 1')
+    require(workers is None or type(workers) is int and workers >= 1,
+            f'workers: {workers!r} is not a whole number from 1')
     if not isinstance(experiments, list | tuple):
         raise BadInput(f'experiments: {shown(experiments)} is not a list of experiments')
     device, store, opened = best_device(device), RunStore(runs_dir), {}

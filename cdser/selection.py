@@ -15,16 +15,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .config import BadInput
+from .config import require
 
 # %% ../nbs/11_selection.ipynb #f135780a
 def check_predictions(p) -> np.ndarray: # (n, classes) float64
     "The same as float64. Raises `BadInput` if rows are not probabilities."
     p = np.asarray(p, dtype=np.float64)
-    if p.ndim != 2 or not p.size:
-        raise BadInput(f'p: has shape {p.shape}; expected (n, classes), one row per utterance')
-    if not np.isfinite(p).all() or (p < 0).any() or np.abs(p.sum(1) - 1).max() > 1e-3:
-        raise BadInput('p: rows must be probabilities that sum to 1; apply a softmax to logits first')
+    require(p.ndim == 2 and p.size,
+            f'p: has shape {p.shape}; expected (n, classes), one row per utterance')
+    require(np.isfinite(p).all() and not (p < 0).any() and np.abs(p.sum(1) - 1).max() <= 1e-3,
+            'p: rows must be probabilities that sum to 1; apply a softmax to logits first')
     return p
 
 # %% ../nbs/11_selection.ipynb #f67f62b7
@@ -40,8 +40,7 @@ def snd(p,                         # (n, classes) probabilities, at least 2 utte
        ) -> float:                 # nats, in [0, log(n - 1)]; higher is better
     "Mean entropy of each utterance's similarity to the others (Saito et al. 2021)."
     p = check_predictions(p)
-    if len(p) < 2:
-        raise BadInput('snd: a single utterance has no neighbours; give at least 2')
+    require(len(p) >= 2, 'snd: a single utterance has no neighbours; give at least 2')
     unit, total = p / np.linalg.norm(p, axis=1, keepdims=True), 0.
     for start in range(0, len(p), 512):
         similarity = unit[start:start + 512] @ unit.T / temperature
@@ -66,11 +65,10 @@ def dev_risk(valid_losses, # (m,) loss of each validating source utterance
     given = [np.asarray(x, dtype=np.float64) for x in (valid_losses, valid_z, train_z, target_z)]
     losses, valid, train, target = given
     widths = {z.shape[1:] for z in (valid, train, target)}
-    if losses.shape != valid.shape[:1] or len(widths) > 1 or valid.ndim != 2 or not all(map(len, given)):
-        raise BadInput(f'dev_risk: shapes {[x.shape for x in given]} do not fit; '
-                       'expected (m,), (m, width), (n_s, width), (n_t, width)')
-    if not all(np.isfinite(x).all() for x in given):
-        raise BadInput('dev_risk: losses and embeddings must be finite')
+    require(losses.shape == valid.shape[:1] and len(widths) <= 1 and valid.ndim == 2 and all(map(len, given)),
+            f'dev_risk: shapes {[x.shape for x in given]} do not fit; '
+            'expected (m,), (m, width), (n_s, width), (n_t, width)')
+    require(all(np.isfinite(x).all() for x in given), 'dev_risk: losses and embeddings must be finite')
     domain = np.repeat([0, 1], [len(train), len(target)])
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=.01, max_iter=1000))
     classifier.fit(np.concatenate([train, target]), domain)
@@ -88,8 +86,7 @@ def best_epoch(values,    # (epochs,) the criterion at each
               ) -> int:
     "The last of the best epochs; NaN is never best. Raises `BadInput` if all values are NaN."
     values = sign * np.asarray(values, dtype=np.float64)
-    if np.isnan(values).all():
-        raise BadInput('best_epoch: no epoch has a value to choose by')
+    require(not np.isnan(values).all(), 'best_epoch: no epoch has a value to choose by')
     return int(np.flatnonzero(values == np.nanmax(values))[-1])
 
 # %% ../nbs/11_selection.ipynb #56899fbb
@@ -103,12 +100,10 @@ def rank_correlation(a, b) -> float: # in [-1, 1]; NaN if either is constant
 def selection_costs(histories: list[pd.DataFrame], # one row per epoch: `test_uar`, and columns of CRITERIA
                    ) -> pd.DataFrame: # one row per criterion; UAR and cost in points
     "Cost of each criterion against the best epoch in hindsight. Raises `BadInput` if `test_uar` is missing."
-    if not histories:
-        raise BadInput('selection_costs: no histories are given')
+    require(histories, 'selection_costs: no histories are given')
     rows = []
     for number, history in enumerate(histories):
-        if 'test_uar' not in history:
-            raise BadInput(f'selection_costs: history {number} has no column test_uar')
+        require('test_uar' in history, f'selection_costs: history {number} has no column test_uar')
         oracle = history.test_uar.to_numpy(np.float64)
         values = {name: sign * history[name].to_numpy(np.float64)
                   for name, sign in CRITERIA.items() if name in history}
@@ -133,8 +128,7 @@ def proxy_a_distance(source_z, target_z,               # (n, width), (m, width) 
     domain = np.repeat([0, 1], [len(source_z), len(target_z)])
     speakers = [pd.factorize(np.asarray(names))[0] for names in (source_speakers, target_speakers)]
     fewest = min(len(set(numbers)) for numbers in speakers)
-    if fewest < 2:
-        raise BadInput('proxy_a_distance: each corpus needs two speakers, so that one can be held out')
+    require(fewest >= 2, 'proxy_a_distance: each corpus needs two speakers, so that one can be held out')
     fold = np.concatenate(speakers) % min(fewest, 5) # both corpora are in every fold
     regression = LogisticRegression(C=.01, class_weight='balanced', max_iter=1000)
     predicted = cross_val_predict(make_pipeline(StandardScaler(), regression), z, domain,

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
-from .config import UNLABELLED, LABELS, PROTOCOLS, SESSIONS, BadInput, check_choice, content_hash, shown
+from .config import (LABELS, PROTOCOLS, SESSIONS, UNLABELLED, BadInput, check_choice, content_hash,
+                          require, shown)
 from .corpora import AUDIO, Corpus, brief, read_csv, utterance_names
 
 # %% ../nbs/03_splits.ipynb #05fa78f8
@@ -29,18 +30,18 @@ def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) w
         return table.speaker
     complete = (table.session != '').all()
     several = table.groupby('speaker').session.nunique() > 1
-    if protocol == 'leave_one_session_out' and not complete:
-        raise BadInput('protocol: leave_one_session_out needs a session for every utterance')
-    if protocol == 'leave_one_session_out' and several.any():
-        raise BadInput('protocol: leave_one_session_out would test speakers whom it trains on: '
-                       f'{shown(several.idxmax())} speaks in several sessions; '
-                       'use k_fold or leave_one_speaker_out')
+    require(protocol != 'leave_one_session_out' or complete,
+            'protocol: leave_one_session_out needs a session for every utterance')
+    require(protocol != 'leave_one_session_out' or not several.any(),
+            'protocol: leave_one_session_out would test speakers whom it trains on: '
+            f'{shown(several.idxmax())} speaks in several sessions; '
+            'use k_fold or leave_one_speaker_out')
     return table.session if complete and not several.any() else table.speaker
 
 def stratified(table: pd.DataFrame, group: pd.Series, folds: int) -> np.ndarray: # (n,) int
     "Whole groups in folds of similar size and mix of labels. Raises `BadInput` if a fold would be empty."
-    if table.label.value_counts().max() < folds:
-        raise BadInput(f'folds: {folds} folds need as many utterances of a label at least')
+    require(table.label.value_counts().max() >= folds,
+            f'folds: {folds} folds need as many utterances of a label at least')
     if group.nunique() == folds: # each its own; the search might leave a fold empty
         return np.unique(group, return_inverse=True)[1]
     fold_of_row = np.zeros(len(table), dtype=np.int64)
@@ -49,9 +50,9 @@ def stratified(table: pd.DataFrame, group: pd.Series, folds: int) -> np.ndarray:
         warnings.simplefilter('ignore') # of labels with fewer utterances than folds
         for fold, (_, tested) in enumerate(splitter.split(table, table.label, group)):
             fold_of_row[tested] = fold
-    if len(set(fold_of_row)) < folds:
-        raise BadInput(f'folds: {group.nunique()} groups of such sizes leave one of {folds} folds empty; '
-                       'use fewer')
+    require(len(set(fold_of_row)) == folds,
+            f'folds: {group.nunique()} groups of such sizes leave one of {folds} folds empty; '
+            'use fewer')
     return fold_of_row
 
 def fold_of(table: pd.DataFrame,
@@ -61,14 +62,13 @@ def fold_of(table: pd.DataFrame,
     "Speaker-disjoint folds. Raises `BadInput` if speakers are too few or the number of folds does not fit."
     group = groups(table, protocol)
     count = group.nunique()
-    if count < 2:
-        raise BadInput(f'protocol: {protocol} needs at least two {group.name}s, and there is {count}')
-    if folds < 2:
-        raise BadInput(f'folds: {folds} is too few; the others train on what a fold tests, so use at least 2')
-    if protocol == 'k_fold' and count < folds:
-        raise BadInput(f'folds: {folds} folds need as many speakers or sessions, and there are {count}')
-    if protocol != 'k_fold' and count != folds:
-        raise BadInput(f'folds: {protocol} makes {count} folds here, not {folds}')
+    require(count >= 2, f'protocol: {protocol} needs at least two {group.name}s, and there is {count}')
+    require(folds >= 2,
+            f'folds: {folds} is too few; the others train on what a fold tests, so use at least 2')
+    require(protocol != 'k_fold' or count >= folds,
+            f'folds: {folds} folds need as many speakers or sessions, and there are {count}')
+    require(protocol == 'k_fold' or count == folds,
+            f'folds: {protocol} makes {count} folds here, not {folds}')
     if protocol != 'k_fold':
         return np.unique(group, return_inverse=True)[1]
     return stratified(table, group, folds)
@@ -80,12 +80,12 @@ def hold_out(table: pd.DataFrame,
              seed: int,
             ) -> tuple[np.ndarray, np.ndarray]: # rows that remain, rows held out
     "Divide speakers so that both parts come as near to the wanted share and labels as speakers allow."
-    if not len(rows):
-        raise BadInput('speakers: none is left to train on; a target needs three speakers, or two sessions')
+    require(len(rows),
+            'speakers: none is left to train on; a target needs three speakers, or two sessions')
     speaker, label = table.speaker.iloc[rows], table.label.iloc[rows]
     counts = pd.crosstab(speaker, label).reindex(columns=LABELS, fill_value=0)
-    if len(counts) < 2:
-        raise BadInput(f'speakers: early stopping needs a second speaker beside {shown(counts.index[0])}')
+    require(len(counts) >= 2,
+            f'speakers: early stopping needs a second speaker beside {shown(counts.index[0])}')
     total = counts.to_numpy().sum(0)
     choices = np.random.default_rng(seed).random((64, len(counts))) < share # (choices, speakers): held out?
     choices = choices[choices.any(1) & ~choices.all(1)]
@@ -104,8 +104,7 @@ def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_
     "Folds of texts, stratified by label. Raises `BadInput` if texts are too few."
     spoken, fold_of_row = (table.text_id != '').to_numpy(), np.full(len(table), NO_TEXT)
     count = table.text_id[spoken].nunique()
-    if count < folds:
-        raise BadInput(f'disjoint_texts: {folds} folds need as many texts, and there are {count}')
+    require(count >= folds, f'disjoint_texts: {folds} folds need as many texts, and there are {count}')
     fold_of_row[spoken] = stratified(table[spoken], table.text_id[spoken], folds)
     return fold_of_row
 
@@ -267,18 +266,18 @@ def check_labels(trained: np.ndarray, # (n,) class indices that training sees, U
                  tested: np.ndarray) -> None: # (m,) class indices
     "Raise `BadInput` if a class is tested that is never trained."
     never = sorted({*tested} - {*trained} - {UNLABELLED})
-    if never:
-        raise BadInput(f'labels: {", ".join(LABELS[c] for c in never)} is tested, but no label that training '
-                       'sees is; use a source that has it, or leave it out by a label map')
+    require(not never,
+            f'labels: {", ".join(LABELS[c] for c in never)} is tested, but no label that training '
+            'sees is; use a source that has it, or leave it out by a label map')
 
 def check_speakers(table: pd.DataFrame, rows: np.ndarray,
                    what: str, # which part of which corpus, for the message
                    least: int = 2) -> None:
     "Raise `BadInput` if the rows have fewer speakers than `least`."
     count = table.speaker.iloc[rows].nunique()
-    if count < least:
-        raise BadInput(f'split: {what} holds {count} speaker{"s" * (count != 1)}, and {least} are needed; '
-                       'use fewer folds, another seed, or more speakers')
+    require(count >= least,
+            f'split: {what} holds {count} speaker{"s" * (count != 1)}, and {least} are needed; '
+            'use fewer folds, another seed, or more speakers')
 
 # %% ../nbs/03_splits.ipynb #bf792c3f
 SUFFIX = re.compile(f'(?i)({"|".join(map(re.escape, sorted(AUDIO)))})$')
@@ -309,9 +308,9 @@ def read_frozen(path: Path) -> pd.DataFrame: # path, fold_0, fold_1, …
     frozen = frozen[['path', *(column for column in frozen if column.startswith('fold_'))]]
     for i, column in enumerate(frozen.columns[1:]):
         odd = frozen[column][~frozen[column].isin(['', *PARTS])].tolist()
-        if odd or column != f'fold_{i}':
-            raise BadInput(f'{path}: {brief(column)} holds [{", ".join(map(shown, odd[:1]))}]; '
-                           'expected fold_0, fold_1, … of train, valid, test or nothing')
+        require(not odd and column == f'fold_{i}',
+                f'{path}: {brief(column)} holds [{", ".join(map(shown, odd[:1]))}]; '
+                'expected fold_0, fold_1, … of train, valid, test or nothing')
     for twice in frozen.path[frozen.path.duplicated()]:
         raise BadInput(f'{path}: {brief(twice)} is listed twice')
     return frozen

@@ -22,7 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from .config import SETUPS, BadInput, Experiment, as_path, check_experiment, content_hash, from_dict, shown
+from .config import (SETUPS, BadInput, Experiment, as_path, check_experiment, content_hash, from_dict,
+                          require, shown)
 from .files import build_folder, locked, read_sealed, write_sealed
 from .model import Recogniser, from_transformers, load_stock
 
@@ -76,8 +77,8 @@ def code_digest() -> str: # 12 hexadecimal digits
         same = texts == LOADED or digest_of_code(texts) == digest_of_code(LOADED)
     except SyntaxError:
         same = False
-    if not same:
-        raise BadInput(f'{SOURCES}: the code was edited after it was loaded; start Python, or the kernel, again')
+    require(same,
+            f'{SOURCES}: the code was edited after it was loaded; start Python, or the kernel, again')
     return digest_of_code(LOADED)
 
 # %% ../nbs/24_store.ipynb #202d3418
@@ -250,8 +251,8 @@ class RunStore:
         place = self.folder / id
         if not re.fullmatch('[0-9a-f]{12}', id) or not os.path.lexists(place):
             return False
-        if not place.is_dir():
-            raise BadInput(f'{place}: is not a folder, and stands where a run belongs; move it away')
+        require(place.is_dir(),
+                f'{place}: is not a folder, and stands where a run belongs; move it away')
         return True
 
     def __getitem__(self, id: str) -> Run:
@@ -259,8 +260,7 @@ class RunStore:
 
     def get(self, id: str, asked: Experiment | None = None) -> Run:
         "A stored run, with the names of the experiment that asks for it. Raises `BadInput` if there is none."
-        if id not in self:
-            raise BadInput(f'{self.folder}: holds no run {shown(id)}')
+        require(id in self, f'{self.folder}: holds no run {shown(id)}')
         return Run(self.folder / id, asked)
 
     def add(self,
@@ -344,8 +344,7 @@ def prune(store: RunStore) -> pd.DataFrame: # one row per removed file or folder
     "Remove what no run needs. Raises `BadInput` while another process works in the store."
     for lock in store.folder.rglob('.locks/*.lock'):
         with locked(lock.parent.parent / lock.stem, wait=False) as free:
-            if not free:
-                raise BadInput(f'{store.folder}: {lock.stem} is being made; prune when nothing is under way')
+            require(free, f'{store.folder}: {lock.stem} is being made; prune when nothing is under way')
     rows = []
     for path in unused(store):
         rows.append((str(path.relative_to(store.folder)), megabytes(path)))

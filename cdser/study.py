@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import pandas as pd
 from .classic import fit_classic
-from .config import (
-    PROFILES, PROTOCOLS, ROWS, SETUPS, BadInput, Experiment, Profile, as_declared, as_path, check_choice,
-    check_component, describe, main_experiments, method_name, parse_pairs, shown)
+from .config import (PROFILES, PROTOCOLS, ROWS, SETUPS, BadInput, Experiment, Profile, as_declared,
+                          as_path, check_choice, check_component, describe, main_experiments, method_name,
+                          parse_pairs, require, shown)
 from .corpora import load_corpus, read_label_map
 from .files import check_apart, writing
 from .parts import Recordings, make_parts, open_recordings
@@ -49,8 +49,8 @@ def parameters(names: dict, # globals() of a notebook
                 json.dumps(value)
                 given[name] = value
     for name in given:
-        if name in SETTINGS and name not in (*COMMON, *own):
-            raise BadInput(f'{name}: is not a parameter of this notebook; give it in settings: {{{name}: …}}')
+        require(name not in SETTINGS or name in (*COMMON, *own),
+                f'{name}: is not a parameter of this notebook; give it in settings: {{{name}: …}}')
         check_choice(name, name, (*COMMON, *own))
     return {name: given[name] for name in (*COMMON, 'pairs') if name in given}
 
@@ -67,8 +67,8 @@ def as_list(name: str,           # the parameter, for the message
         with suppress(AttributeError, ValueError): # not text, or not text of this kind
             piece = kind(piece.strip())
         values.append(as_declared(name, piece, kind, allowed))
-    if not values or len(set(values)) < len(values):
-        raise BadInput(f'{name}: {repr(given)[:80]} is empty, or has a value twice; write for example 1,4')
+    require(values and len(set(values)) == len(values),
+            f'{name}: {repr(given)[:80]} is empty, or has a value twice; write for example 1,4')
     return values
 
 def as_place(name: str, value) -> Path:
@@ -77,8 +77,8 @@ def as_place(name: str, value) -> Path:
 
 def as_fields(name: str, given) -> dict: # fields of Experiment
     "Raise `BadInput` if it is not a mapping, or a field is unknown or decided by the notebook."
-    if not isinstance(given, dict):
-        raise BadInput(f'{name}: {repr(given)[:80]} is not a mapping of fields to values, as {{views: 2}}')
+    require(isinstance(given, dict),
+            f'{name}: {repr(given)[:80]} is not a mapping of fields to values, as {{views: 2}}')
     for field in given:
         check_choice(name, field, SETTINGS)
     return given
@@ -123,8 +123,7 @@ class Study:
         planned = [plan_run(e, self.corpora_root, self.runs_dir, self.device, self.label_map, opened)
                    for e in experiments]
         runs = [store.get(run.id, run.experiment) for run in planned if run.id in store]
-        if not runs:
-            raise BadInput(f'runs_dir: {self.runs_dir} has none of the {len(planned)} runs; train them first')
+        require(runs, f'runs_dir: {self.runs_dir} has none of the {len(planned)} runs; train them first')
         return runs
 
     def opened(self, max_seconds: float) -> dict[str, Recordings]:
@@ -146,9 +145,9 @@ def check_cells(experiments: list[Experiment]) -> None:
     cells = Counter((e.source, e.target, e.setup, describe(e), e.shots * SETUPS[e.setup].shots,
                      e.seed, e.fold) for e in experiments)
     for cell, times in cells.most_common(1):
-        if times > 1:
-            raise BadInput(f'settings: {", ".join(cell[:4])} is planned {times} times for one seed, so '
-                           'tables cannot tell which is which; leave out what makes them alike')
+        require(times == 1,
+                f'settings: {", ".join(cell[:4])} is planned {times} times for one seed, so '
+                'tables cannot tell which is which; leave out what makes them alike')
 
 def plan_extended(study: Study, name: str, given) -> list[Experiment]: # empty without fields
     "The proposed method with more fields. Raises `BadInput` if tables have no name for them."
@@ -158,9 +157,9 @@ def plan_extended(study: Study, name: str, given) -> list[Experiment]: # empty w
         planned = study.plan([ROWS[1]], **given)
     except BadInput as err:
         raise BadInput(f'{name}: {err}') from err
-    if describe(planned[0]) == 'proposed':
-        raise BadInput(f'{name}: {repr(given)[:80]} switches on nothing that tables have a name for; '
-                       'use standardise or selection')
+    require(describe(planned[0]) != 'proposed',
+            f'{name}: {repr(given)[:80]} switches on nothing that tables have a name for; '
+            'use standardise or selection')
     return planned
 
 def check_two_speakers(study: Study, experiments: list[Experiment]) -> None:
@@ -178,8 +177,7 @@ def each_pair(pairs) -> list[tuple[str, str]]: # (source, target)
     parsed = parse_pairs(pairs)
     for name in {name for pair in parsed for name in pair}:
         check_component('pairs', name)
-    if len(set(parsed)) < len(parsed):
-        raise BadInput(f'pairs: {shown(pairs)} names a pair twice; name each once')
+    require(len(set(parsed)) == len(parsed), f'pairs: {shown(pairs)} names a pair twice; name each once')
     return parsed
 
 def corpora_of(corpora, profile: str) -> list[str]:
@@ -189,8 +187,8 @@ def corpora_of(corpora, profile: str) -> list[str]:
         pairs = parse_pairs(PROFILES[profile].pairs)
         return list(DEMO_STUDIOS) if profile == 'demo' else sorted({name for pair in pairs for name in pair})
     names = as_list('corpora', corpora, str)
-    if len(names) < 2 or any('>' in name for name in names):
-        raise BadInput(f'corpora: {shown(names[0])} is not two names or more; write for example a,b')
+    require(len(names) >= 2 and not any('>' in name for name in names),
+            f'corpora: {shown(names[0])} is not two names or more; write for example a,b')
     return [check_component('corpora', name) for name in names]
 
 # %% ../nbs/50_study.ipynb #8dda0514
@@ -203,9 +201,9 @@ def read_settings(given, pairs: list[tuple[str, str]], profile: Profile, **other
     except BadInput as err:
         raise BadInput(f'settings: {err}') from err
     for e in planned:
-        if describe(e) != method_name(e.weights):
-            raise BadInput(f'settings: tables would call {method_name(e.weights)} "{describe(e)}"; '
-                           '93_corpora_matrix and 94_rivals have rows for that')
+        require(describe(e) == method_name(e.weights),
+                f'settings: tables would call {method_name(e.weights)} "{describe(e)}"; '
+                '93_corpora_matrix and 94_rivals have rows for that')
     return settings
 
 # %% ../nbs/50_study.ipynb #d72d4076
@@ -245,16 +243,16 @@ def open_study(profile: str,
             check_apart(name, place, corpora_root / corpus)
         with writing(f'{name}: {place}'):
             place.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f'figures_dir: {folder} cannot be written to; choose a folder that is yours')
+    require(os.access(folder, os.W_OK | os.X_OK),
+            f'figures_dir: {folder} cannot be written to; choose a folder that is yours')
     for name in names:
         if profile == 'demo' and name in DEMO_STUDIOS:
             write_studio(DEMO_STUDIOS[name], corpora_root)
     corpora = {name: load_corpus(name, corpora_root, label_map) for name in names}
     targets = {target: corpora[target] for _, target in pairs}
     for corpus in targets.values():
-        if protocol == 'frozen' and not (corpus.root / 'split.csv').is_file():
-            raise BadInput(f'protocol: frozen needs {corpus.root / "split.csv"}; cdser split writes one')
+        require(protocol != 'frozen' or (corpus.root / 'split.csv').is_file(),
+                f'protocol: frozen needs {corpus.root / "split.csv"}; cdser split writes one')
     other_code = say_versions(RunStore(runs_dir))
     if other_code:
         print(other_code)

@@ -19,7 +19,7 @@ import pandas as pd
 import soundfile as sf
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
-from .config import LABELS, SAMPLE_RATE, BadInput, as_path, check_component
+from .config import LABELS, SAMPLE_RATE, BadInput, as_path, check_component, require
 from .files import build_folder, content_digest, locked, write_csv
 
 # %% ../nbs/41_synthetic.ipynb #3bdcb965
@@ -56,8 +56,8 @@ STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B)}
 def label_counts(studio: Studio) -> np.ndarray: # (4,) int, utterances of each emotion
     "Distribute utterances by the prior. Raises `BadInput` if a speaker would lack an emotion."
     prior, speakers, utterances = studio.prior, studio.speakers, studio.utterances
-    if len(prior) != len(LABELS) or min(prior) <= 0 or abs(sum(prior) - 1) > 1e-6:
-        raise BadInput(f'prior: {prior} must be {len(LABELS)} shares above zero that sum to 1')
+    require(len(prior) == len(LABELS) and min(prior) > 0 and abs(sum(prior) - 1) <= 1e-6,
+            f'prior: {prior} must be {len(LABELS)} shares above zero that sum to 1')
     wanted = np.array(prior) * utterances
     counts = wanted.astype(int)
     counts[np.argsort(counts - wanted, kind='stable')[:utterances - counts.sum()]] += 1
@@ -378,8 +378,8 @@ def write_studio(studio: Studio, root: str | Path) -> Path: # the folder, <root>
     if not is_written(studio, folder):
         with locked(folder):
             build_folder(folder, lambda draft: write_files(studio, draft))
-    if not is_written(studio, folder):
-        raise BadInput(f'{folder}: exists and does not hold this studio; move it away or choose another root')
+    require(is_written(studio, folder),
+            f'{folder}: exists and does not hold this studio; move it away or choose another root')
     return folder
 
 def write_studios(root: str | Path, **overrides) -> list[Path]: # the folders of studio_a and studio_b

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 from .audio import in_threads, read_each
-from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, as_path, check_choice, shown
+from .config import LABELS, SAMPLE_RATE, BadInput, Experiment, as_path, check_choice, require, shown
 from .corpora import (AUDIO, COLUMNS, Corpus, brief, check_table, doubts, read_corpus, read_csv,
                            read_label_map, released, shipped, utterance_names)
 from .files import content_digest, write_csv
@@ -421,8 +421,8 @@ def write_split(table: pd.DataFrame,
             more = shown(min(set(columns) - set(there)))
             raise BadInput(f'{path}: is there already, and is no split alone but has a column {more}, too; '
                            'name another file')
-        if split_hash(there) != split_hash(frozen) and not replace:
-            raise BadInput(f'{path}: is there already and holds another split, {split_hash(there)}; '
-                           'name another file, or say --replace')
+        require(split_hash(there) == split_hash(frozen) or replace,
+                f'{path}: is there already and holds another split, {split_hash(there)}; '
+                'name another file, or say --replace')
     write_csv(frozen, path)
     return split_hash(frozen)
