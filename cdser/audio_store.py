@@ -68,9 +68,8 @@ def check_segments(paths: list[Path], segments) -> np.ndarray | None: # (n, 2) f
         return None
     start, end = np.asarray(segments, np.float64).T
     valid = np.isnan(start) & np.isnan(end) | (start >= 0) & (start < end) & np.isfinite(end)
-    if not valid.all():
-        row = int(valid.argmin())
-        raise BadInput(f'row {row}: {paths[row]}: has no valid segment; use 0 <= start < end, or neither')
+    row = valid.argmin() # the first that is not
+    require(valid.all(), f'row {row}: {paths[row]}: has no valid segment; use 0 <= start < end, or neither')
     return np.stack([start, end], 1)
 
 def digest_files(folder: Path, paths: list[Path]) -> list[str]: # SHA-256 of each

@@ -64,10 +64,6 @@ class Parts:
     corpora: tuple[Corpus, Corpus] # source and target, indexed by the `domain` of utterances
 
     @property
-    def validated_on(self) -> Corpus:
-        return self.corpora[self.valid.domain]
-
-    @property
     def digest(self) -> str: # 12 hexadecimal digits
         "A hash of everything in the parts that decides a run."
         contents = []

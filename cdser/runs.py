@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from .audio import decoded
 from .batches import InMemory
 from .compute import compute, controlled
-from .config import (LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, as_path, check_experiment,
-                          content_hash, describe, require, shown)
+from .config import (LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, as_path, check_choice,
+                          check_experiment, content_hash, describe, require, shown)
 from .files import watch_parent
 from .model import build, weights_digest
 from .parts import Parts, Recordings, make_parts, open_recordings
@@ -32,12 +32,10 @@ from .train import Diverged, predict
 # %% ../nbs/25_runs.ipynb #9428434b
 def best_device(device: str = 'auto') -> str:
     "'auto' as 'cuda' if there is one, else 'cpu'. Raises `BadInput` for a device that is unknown or missing."
-    if device == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    require(device in ('cpu', 'cuda'), f'device: {device!r} is not known; use auto, cpu or cuda')
-    require(device != 'cuda' or torch.cuda.is_available(),
-            "device: there is no 'cuda' here; use auto or cpu")
-    return device
+    check_choice('device', device, ('auto', 'cpu', 'cuda'))
+    best = 'cuda' if torch.cuda.is_available() else 'cpu'
+    require(device in ('auto', 'cpu', best), "device: there is no 'cuda' here; use auto or cpu")
+    return best if device == 'auto' else device
 
 DEFAULT_LIMIT = Experiment.max_seconds # users who give another limit know about it
 
