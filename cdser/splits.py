@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_TEXT', 'PARTS', 'ROLES', 'CONFOUNDED', 'TO', 'SUFFIX', 'FOLDS', 'groups', 'stratified', 'fold_of', 'hold_out',
-           'fold_of_text', 'Split', 'source_split', 'target_split', 'Finding', 'overlap', 'shared_findings',
-           'class_findings', 'speaker_confound', 'corpus_findings', 'findings', 'check_split', 'check_labels',
-           'check_speakers', 'stems', 'freeze', 'split_hash', 'read_frozen', 'as_splits', 'read_split',
+           'fold_of_text', 'Split', 'source_split', 'target_split', 'Finding', 'applying', 'overlaps',
+           'shared_findings', 'class_findings', 'speaker_confound', 'corpus_findings', 'findings', 'check_split',
+           'check_labels', 'stems', 'freeze', 'split_hash', 'read_frozen', 'as_splits', 'read_split',
            'default_protocol', 'plan_folds', 'split_corpus']
 
 # %% ../nbs/03_splits.ipynb #31f02fe8
 import re, warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 from .config import (LABELS, PROTOCOLS, SESSIONS, UNLABELLED, BadInput, check_choice, content_hash,
                           require, shown)
-from .corpora import AUDIO, Corpus, brief, read_csv, utterance_names
+from .corpora import AUDIO, Corpus, brief, check_rows, read_csv, utterance_names
 
 # %% ../nbs/03_splits.ipynb #05fa78f8
 def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) what must stay together
@@ -40,14 +39,13 @@ def groups(table: pd.DataFrame, protocol: str = 'k_fold') -> pd.Series: # (n,) w
 
 def stratified(table: pd.DataFrame, group: pd.Series, folds: int) -> np.ndarray: # (n,) int
     "Whole groups in folds of similar size and mix of labels. Raises `BadInput` if a fold would be empty."
-    require(table.label.value_counts().max() >= folds,
-            f'folds: {folds} folds need as many utterances of a label at least')
     if group.nunique() == folds: # each its own; the search might leave a fold empty
         return np.unique(group, return_inverse=True)[1]
+    require(table.label.value_counts().max() >= folds,
+            f'folds: {folds} folds need as many utterances of a label at least')
     fold_of_row = np.zeros(len(table), dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # of labels with fewer utterances than folds
+    with warnings.catch_warnings(action='ignore'): # of labels with fewer utterances than folds
         for fold, (_, tested) in enumerate(splitter.split(table, table.label, group)):
             fold_of_row[tested] = fold
     require(len(set(fold_of_row)) == folds,
@@ -69,8 +67,6 @@ def fold_of(table: pd.DataFrame,
             f'folds: {folds} folds need as many speakers or sessions, and there are {count}')
     require(protocol == 'k_fold' or count == folds,
             f'folds: {protocol} makes {count} folds here, not {folds}')
-    if protocol != 'k_fold':
-        return np.unique(group, return_inverse=True)[1]
     return stratified(table, group, folds)
 
 # %% ../nbs/03_splits.ipynb #b264ba57
@@ -109,14 +105,13 @@ def fold_of_text(table: pd.DataFrame, folds: int) -> np.ndarray: # (n,) int, NO_
     return fold_of_row
 
 # %% ../nbs/03_splits.ipynb #80511c75
-PARTS = ('train', 'valid', 'test')
-
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     "Row numbers of a table; no speaker is in two parts."
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+
+PARTS = Split._fields
 
 def source_split(table: pd.DataFrame, share: float, seed: int) -> Split:
     "Training and validation speakers of a corpus that is not tested on."
@@ -150,50 +145,62 @@ class Finding(NamedTuple):
     what: str   # 'corpus', an utterance, or the split: 'fold 0', 'seed 0'
     detail: str # on one line
 
-def overlap(values, split: Split, part: str, other: str) -> list: # values: (n,), '' if unknown
-    "Values that two parts of a split share."
-    values = np.asarray(values, dtype=object)
-    return sorted({*values[getattr(split, part)]} & {*values[getattr(split, other)]} - {''})
+def applying(what: str,
+             *rules: tuple, # each: whether it applies, level, kind, detail
+            ) -> list[Finding]:
+    "Findings for the rules that apply."
+    return [Finding(level, kind, what, detail) for applies, level, kind, detail in rules if applies]
 
-def shared_findings(table: pd.DataFrame, split: Split, what: str, clips=None) -> Iterator[Finding]:
-    "Speakers and recordings that two parts share, and parts that are empty."
-    columns = dict(speakers=table.speaker, files=table.path, checksums=table.sha256, clips=clips)
-    for name, values in columns.items():
+def overlaps(table: pd.DataFrame,
+             split: Split,
+             clips: np.ndarray | None = None, # (n,) equal if two rows are the same clip; None: unknown
+            ) -> Iterator[tuple[str, str, str, list]]: # name, two parts, values in both
+    "What each two parts have in common, of columns that are known; sessions and texts only with the test part."
+    columns = dict(speakers=table.speaker, files=table.path, checksums=table.sha256,
+                   clips=np.full(len(table), '') if clips is None else clips,
+                   sessions=table.session, texts=table.text_id)
+    for name, column in columns.items():
+        values = np.asarray(column, dtype=object)
+        of_parts = {part: {*values[rows]} - {''} for part, rows in split._asdict().items()}
         for part, other in combinations(PARTS, 2):
-            shared = [] if values is None else overlap(values, split, part, other)
-            if shared:
-                example = '' if name in ('clips', 'checksums') else f', such as {shown(shared[0])}'
-                yield Finding('error', f'shared {name}', what,
-                              f'{part} and {other} share {name}: {len(shared)}{example}')
-    for part in ('train', 'valid'):
+            if (values != '').any() and (other == 'test' or name not in ('sessions', 'texts')):
+                yield name, part, other, sorted(of_parts[part] & of_parts[other])
+
+def shared_findings(table: pd.DataFrame, split: Split, what: str, clips=None, role: str = 'source',
+                    protocol: str = '', disjoint_texts: bool = False) -> Iterator[Finding]:
+    "What two parts share although they must not, and parts that are empty."
+    for name, part, other, values in overlaps(table, split, clips):
+        if values and (name != 'texts' or disjoint_texts):
+            level = 'warning' if name == 'sessions' and protocol != 'leave_one_session_out' else 'error'
+            example = '' if name in ('clips', 'checksums') else f', such as {shown(values[0])}'
+            remedy = '; a frozen split must be made with --disjoint-texts' * (name == 'texts')
+            yield Finding(level, f'shared {name}', what,
+                          f'{part} and {other} share {name}: {len(values)}{example}{remedy}')
+    for part in PARTS if role == 'target' else PARTS[:2]:
         if not len(getattr(split, part)):
-            yield Finding('error', 'no utterances', what,
-                          f'there are no utterances to {TO[part]}; more speakers are needed')
+            yield Finding('error', 'no utterances', what, f'there are no utterances to {TO[part]}; '
+                          'more speakers are needed, or other folds')
 
 # %% ../nbs/03_splits.ipynb #5b1f0c24
-def class_findings(table: pd.DataFrame, split: Split, what: str, role: str) -> Iterator[Finding]:
+def class_findings(table: pd.DataFrame, split: Split, what: str, role: str) -> list[Finding]:
     "Classes and speakers that parts lack; which matter depends on the role."
     corpus = set(table.label)
-    labels = {part: set(table.label.iloc[getattr(split, part)]) for part in PARTS}
+    labels = {part: set(table.label.iloc[rows]) for part, rows in split._asdict().items()}
     never = (corpus if role == 'source' else labels['test']) - labels['train']
-    if labels['train'] and never:
-        yield Finding('error', 'never trained', what,
-                      f'no utterance of {", ".join(sorted(never))} is left to train on; '
-                      'more speakers of it are needed, or other folds')
+    rules = [(labels['train'] and never, 'error', 'never trained',
+              f'no utterance of {", ".join(sorted(never))} is left to train on; '
+              'more speakers of it are needed, or other folds')]
     for part in ('valid', 'test') if role == 'target' else ('valid',):
         speakers, lacking = table.speaker.iloc[getattr(split, part)].unique(), corpus - labels[part]
-        if len(labels[part]) == 1:
-            yield Finding('error', 'one class', what, f'all utterances to {TO[part]} are '
-                          f'{min(labels[part])}; use other folds, or more speakers')
-        elif labels[part] and lacking:
-            yield Finding('warning', 'missing class', what,
-                          f'no utterance to {TO[part]} is {", ".join(sorted(lacking))}')
-        if len(speakers) == 1 and (role, part) != ('target', 'valid'): # which only stops training early
-            yield Finding('warning', 'one speaker', what,
-                          f'all utterances to {TO[part]} are of {shown(speakers[0])}')
-    if role == 'target' and not labels['test']:
-        yield Finding('error', 'no utterances', what,
-                      'there are no utterances to test on; use other folds')
+        stops_early = (role, part) == ('target', 'valid') # one voice is enough for that
+        rules += [(len(labels[part]) == 1, 'error', 'one class',
+                   f'all utterances to {TO[part]} are {", ".join(labels[part])}; '
+                   'use other folds, or more speakers'),
+                  (len(labels[part]) > 1 and lacking, 'warning', 'missing class',
+                   f'no utterance to {TO[part]} is {", ".join(sorted(lacking))}'),
+                  (len(speakers) == 1 and not stops_early, 'warning', 'one speaker',
+                   f'all utterances to {TO[part]} are of {", ".join(map(shown, speakers[:1]))}')]
+    return applying(what, *rules)
 
 # %% ../nbs/03_splits.ipynb #5b1f0c26
 def speaker_confound(table: pd.DataFrame) -> tuple[float, float]:
@@ -201,24 +208,22 @@ def speaker_confound(table: pd.DataFrame) -> tuple[float, float]:
     counts = pd.crosstab(table.speaker, table.label).to_numpy()
     return float(counts.max(1).sum() / len(table)), float(counts.sum(0).max() / len(table))
 
-def corpus_findings(table: pd.DataFrame, role: str) -> Iterator[Finding]:
+def corpus_findings(table: pd.DataFrame, role: str) -> list[Finding]:
     "Problems of a corpus however it is split."
     labels = set(table.label)
-    absent = ', '.join(sorted(set(LABELS) - labels))
-    if absent:
-        yield Finding('warning', 'absent class', 'corpus',
-                      f'no utterance is {absent}; UAR is the mean of {len(labels)} recalls, '
-                      f'and chance is {1 / len(labels):.0%}')
-    given, alone = speaker_confound(table)
     single = (table.groupby('speaker').label.nunique() == 1).sum()
-    if given == 1 and len(labels) > 1:
-        yield Finding('error' if role == 'target' else 'warning', 'speaker is label', 'corpus',
-                      'each speaker shows one emotion, so telling voices apart is telling emotions '
-                      'apart; speakers who show several are needed')
-    elif given >= CONFOUNDED and len(labels) > 1:
-        yield Finding('warning', 'confounded', 'corpus',
-                      f'speakers predict {given:.0%} of the labels (nothing else {alone:.0%}); '
-                      f'{single} of {table.speaker.nunique()} show one emotion')
+    given, alone = speaker_confound(table)
+    told = len(labels) > 1 and given >= CONFOUNDED
+    return applying('corpus',
+        (len(labels) < len(LABELS), 'warning', 'absent class',
+         f'no utterance is {", ".join(sorted(set(LABELS) - labels))}; UAR is the mean of {len(labels)} '
+         f'recalls, and chance is {1 / len(labels):.0%}'),
+        (told and given == 1, 'error' if role == 'target' else 'warning', 'speaker is label',
+         'each speaker shows one emotion, so telling voices apart is telling emotions apart; '
+         'speakers who show several are needed'),
+        (told and given < 1, 'warning', 'confounded',
+         f'speakers predict {given:.0%} of the labels (nothing else {alone:.0%}); '
+         f'{single} of {table.speaker.nunique()} show one emotion'))
 
 # %% ../nbs/03_splits.ipynb #5b1f0c25
 def findings(table: pd.DataFrame,
@@ -230,21 +235,12 @@ def findings(table: pd.DataFrame,
             ) -> list[Finding]:               # errors first
     "What speaks against training or testing on a corpus with these splits."
     check_choice('role', role, ROLES)
-    problems = [*corpus_findings(table, role)]
-    if not splits:
-        problems.append(Finding('error', 'no split', 'corpus', 'there is no fold to test'))
+    problems = [*corpus_findings(table, role),
+                *applying('corpus', (not splits, 'error', 'no split', 'there is no fold to test'))]
     for number, split in enumerate(splits):
         what = f'fold {number}' if role == 'target' else f'seed {number}'
-        problems += [*shared_findings(table, split, what, clips), *class_findings(table, split, what, role)]
-        sessions, texts = ({value for part in PARTS[:2] for value in overlap(column, split, part, 'test')}
-                           for column in (table.session, table.text_id))
-        if sessions:
-            level = 'error' if protocol == 'leave_one_session_out' else 'warning'
-            problems.append(Finding(level, 'shared sessions', what,
-                                    f'testing shares sessions with the rest: {len(sessions)}'))
-        if disjoint_texts and texts:
-            problems.append(Finding('error', 'shared texts', what, 'testing shares texts with the rest: '
-                                    f'{len(texts)}; a frozen split must be made with --disjoint-texts'))
+        problems += [*shared_findings(table, split, what, clips, role, protocol, disjoint_texts),
+                     *class_findings(table, split, what, role)]
     return sorted(problems, key=lambda finding: finding.level)
 
 def check_split(table: pd.DataFrame,
@@ -252,13 +248,14 @@ def check_split(table: pd.DataFrame,
                 role: str = '',               # one of ROLES; '': a source if nothing is tested
                 protocol: str = '',
                 disjoint_texts: bool = False,
+                where: str = '',              # the corpus, for the message
                ) -> list[Finding]:            # the warnings
     "Raise `BadInput` if `findings` holds an error."
     problems = findings(table, [split], role or ROLES[len(split.test) > 0], None, protocol, disjoint_texts)
     errors = [f'{finding.kind}: {finding.detail}' for finding in problems if finding.level == 'error']
     if errors:
         more = f'; and {len(errors) - 3} more' * (len(errors) > 3)
-        raise BadInput(f'split: {"; ".join(errors[:3])}{more}')
+        raise BadInput(f'{where}split: {"; ".join(errors[:3])}{more}')
     return problems
 
 # %% ../nbs/03_splits.ipynb #5b1f0c30
@@ -270,23 +267,13 @@ def check_labels(trained: np.ndarray, # (n,) class indices that training sees, U
             f'labels: {", ".join(LABELS[c] for c in never)} is tested, but no label that training '
             'sees is; use a source that has it, or leave it out by a label map')
 
-def check_speakers(table: pd.DataFrame, rows: np.ndarray,
-                   what: str, # which part of which corpus, for the message
-                   least: int = 2) -> None:
-    "Raise `BadInput` if the rows have fewer speakers than `least`."
-    count = table.speaker.iloc[rows].nunique()
-    require(count >= least,
-            f'split: {what} holds {count} speaker{"s" * (count != 1)}, and {least} are needed; '
-            'use fewer folds, another seed, or more speakers')
-
 # %% ../nbs/03_splits.ipynb #bf792c3f
 SUFFIX = re.compile(f'(?i)({"|".join(map(re.escape, sorted(AUDIO)))})$')
 
 def stems(table: pd.DataFrame) -> pd.Series: # (n,) of str, all different
     "Names of utterances without the suffix of an audio format, unless two would then be equal."
-    names = pd.Series(utterance_names(table), dtype=str)
-    bare = table.assign(path=table.path.str.replace(SUFFIX, '', regex=True))
-    bare = pd.Series(utterance_names(bare), dtype=str)
+    without = table.assign(path=table.path.str.replace(SUFFIX, '', regex=True))
+    names, bare = (pd.Series(utterance_names(each), dtype=str) for each in (table, without))
     return bare.where(~bare.duplicated(keep=False), names)
 
 def freeze(table: pd.DataFrame, splits: list[Split]) -> pd.DataFrame: # path, fold_0, fold_1, …
@@ -305,15 +292,14 @@ def split_hash(frozen: pd.DataFrame) -> str: # 12 hexadecimal digits
 def read_frozen(path: Path) -> pd.DataFrame: # path, fold_0, fold_1, …
     "A file with frozen splits. Raises `BadInput` if it is not one."
     frozen = read_csv(path, ('path', 'fold_0'))
-    frozen = frozen[['path', *(column for column in frozen if column.startswith('fold_'))]]
-    for i, column in enumerate(frozen.columns[1:]):
-        odd = frozen[column][~frozen[column].isin(['', *PARTS])].tolist()
-        require(not odd and column == f'fold_{i}',
-                f'{path}: {brief(column)} holds [{", ".join(map(shown, odd[:1]))}]; '
-                'expected fold_0, fold_1, … of train, valid, test or nothing')
-    for twice in frozen.path[frozen.path.duplicated()]:
-        raise BadInput(f'{path}: {brief(twice)} is listed twice')
-    return frozen
+    columns = [column for column in frozen if column.startswith('fold_')]
+    require(columns == [f'fold_{i}' for i in range(len(columns))],
+            f'{path}: has the columns {", ".join(map(brief, columns))}; expected fold_0, fold_1, …')
+    for column in columns:
+        check_rows(~frozen[column].isin(['', *PARTS]), frozen, str(path),
+                   f"{column} holds ['{{{column}}}']; expected train, valid, test or nothing")
+    check_rows(frozen.path.duplicated(), frozen, str(path), '{path} is listed twice')
+    return frozen[['path', *columns]]
 
 def as_splits(frozen: pd.DataFrame, table: pd.DataFrame, name: Path) -> list[Split]: # one per fold
     "Raise `BadInput` if frozen splits are not of this corpus, or share speakers or recordings."

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'SLOTS', 'WINDOW', 'HOP', 'EDGES', 'FIRST_BINS', 'HANN', 'NEAR', 'CLIPPED', 'UNREAD', 'PUBLISHED',
-           'SCENARIOS', 'ERRORS', 'WARNINGS', 'KINDS', 'UNSEEN', 'MEANT', 'sketch', 'clips', 'inspect_recording',
-           'inspect_all', 'recording_findings', 'tails', 'compare', 'compare_with_release', 'repeated', 'count_labels',
-           'compare_counts', 'audit_corpus', 'Verification', 'by_kind', 'of_splits', 'verdict', 'verify', 'audit_folds',
-           'audit_summary', 'audit_copy', 'in_both', 'write_split']
+           'SCENARIOS', 'ERRORS', 'WARNINGS', 'KINDS', 'UNSEEN', 'MEANT', 'SHARED', 'sketch', 'clips',
+           'inspect_recording', 'inspect_all', 'recording_findings', 'tails', 'compare', 'compare_with_release',
+           'repeated', 'count_labels', 'compare_counts', 'audit_corpus', 'Verification', 'by_kind', 'of_splits',
+           'verdict', 'verify', 'audit_folds', 'audit_summary', 'audit_copy', 'in_both', 'write_split']
 
 # %% ../nbs/43_verify.ipynb #2873cda0
 import os, time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from .corpora import (AUDIO, COLUMNS, Corpus, brief, check_table, doubts, read_c
                            read_label_map, released, shipped, utterance_names)
 from .files import content_digest, write_csv
 from .readers import READERS, find_files
-from .splits import (PARTS, ROLES, Finding, Split, as_splits, corpus_findings, findings, freeze, overlap,
+from .splits import (PARTS, ROLES, Finding, Split, as_splits, corpus_findings, findings, freeze, overlaps,
                           plan_folds, read_frozen, source_split, speaker_confound, split_corpus, split_hash)
 
 # %% ../nbs/43_verify.ipynb #ea307d49
@@ -352,20 +351,15 @@ def verify(name: str,                     # the corpus
     return Verification(corpus, report, counts, facts, time.perf_counter() - start, fitness, tuple(roles))
 
 # %% ../nbs/43_verify.ipynb #31f51895
+SHARED = [f'shared {name}' for name in ('speakers', 'files', 'checksums', 'clips', 'texts')]
+
 def audit_folds(table: pd.DataFrame, splits: list[Split], clips: np.ndarray | None = None) -> pd.DataFrame:
     "One row per fold: sizes of parts, and how much any two share at most; '–' if it is unknown."
-    columns = {'shared speakers': table.speaker, 'shared files': table.path, 'shared checksums': table.sha256,
-               'shared clips': pd.Series('' if clips is None else clips, table.index),
-               'shared texts': table.text_id}
-    rows = []
-    for split in splits:
-        row = {part: len(getattr(split, part)) for part in PARTS}
-        for name, values in columns.items():
-            pairs = [pair for pair in combinations(PARTS, 2) if name != 'shared texts' or 'test' in pair]
-            counts = [len(overlap(values, split, *pair)) for pair in pairs]
-            row[name] = max(counts) if (values != '').any() else '–'
-        rows.append(row)
-    return pd.DataFrame(rows).rename_axis(index='fold')
+    shared = pd.DataFrame([(fold, f'shared {name}', len(values)) for fold, split in enumerate(splits)
+                           for name, _, _, values in overlaps(table, split, clips)],
+                          columns=['fold', 'shared', 'count'])
+    most = shared.pivot_table('count', 'fold', 'shared', 'max').reindex(columns=SHARED, fill_value='–')
+    return pd.DataFrame(splits, columns=PARTS).map(len).join(most).rename_axis(index='fold')
 
 def audit_summary(name: str, table: pd.DataFrame, splits: list[Split], clips=None) -> pd.DataFrame:
     "One row: the most that any fold's parts share, clips with two labels, how far speakers predict labels."
@@ -417,10 +411,8 @@ def write_split(table: pd.DataFrame,
             there, columns = read_frozen(path), read_csv(path).columns
         except BadInput as err:
             raise BadInput(f'{path}: is there already, and is no split; name another file') from err
-        if set(columns) != set(there):
-            more = shown(min(set(columns) - set(there)))
-            raise BadInput(f'{path}: is there already, and is no split alone but has a column {more}, too; '
-                           'name another file')
+        require(len(columns) == there.shape[1],
+                f'{path}: is there already, and is no split alone but has other columns, too; name another file')
         require(split_hash(there) == split_hash(frozen) or replace,
                 f'{path}: is there already and holds another split, {split_hash(there)}; '
                 'name another file, or say --replace')
