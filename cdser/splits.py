@@ -278,11 +278,9 @@ def stems(table: pd.DataFrame) -> pd.Series: # (n,) of str, all different
 
 def freeze(table: pd.DataFrame, splits: list[Split]) -> pd.DataFrame: # path, fold_0, fold_1, …
     "The part of each utterance in each fold, in the order of paths."
-    frozen = pd.DataFrame({'path': stems(table)})
-    for fold, split in enumerate(splits):
-        frozen[f'fold_{fold}'] = ''
-        for part in PARTS:
-            frozen.loc[getattr(split, part), f'fold_{fold}'] = part
+    folds = {f'fold_{fold}': pd.Series({row: part for part in PARTS for row in getattr(split, part)}, dtype=str)
+             for fold, split in enumerate(splits)}
+    frozen = pd.DataFrame({'path': stems(table), **folds}).fillna('')
     return frozen.sort_values('path', ignore_index=True)
 
 def split_hash(frozen: pd.DataFrame) -> str: # 12 hexadecimal digits
