@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECIDING', 'SOURCES', 'LOADED', 'FORMAT', 'SHARE', 'SHORTEST', 'idle_fields', 'deciding', 'structure', 'read_sources',
-           'digest_of_code', 'code_digest', 'identify', 'processor', 'made_by', 'Checkpoints', 'Run', 'RunStore',
-           'write_digests', 'megabytes', 'by_version', 'say_versions', 'unused', 'prune']
+           'digest_of_code', 'code_digest', 'identify', 'processor', 'made_by', 'Checkpoints', 'RunFiles',
+           'write_digests', 'Run', 'RunStore', 'megabytes', 'by_version', 'say_versions', 'unused', 'prune']
 
 # %% ../nbs/24_store.ipynb #938f69cb
 import ast, hashlib, io, json, os, platform, re, shutil, time, warnings
@@ -37,13 +37,13 @@ def idle_fields(e: Experiment) -> set[str]:
     return {name for name, is_idle in idle.items() if is_idle}
 
 def deciding(e: Experiment) -> dict: # for JSON
-    "The fields of an experiment that decide its outcome, without corpora and encoder, which count by their content."
+    "The fields of an experiment that decide its outcome; corpora and encoder count by content instead."
     left_out = {'source', 'target', 'encoder', *idle_fields(e)}
     return {name: value for name, value in asdict(check_experiment(e)).items() if name not in left_out}
 
 # %% ../nbs/24_store.ipynb #6b7a1bc8
-DECIDING = ('config', 'audio', 'splits', 'batches', 'augment', 'encoder', 'losses', 'rivals', 'model', 'evaluate',
-            'selection', 'train', 'audio_store', 'parts', 'compute')
+DECIDING = ('config', 'audio', 'splits', 'batches', 'augment', 'encoder', 'losses', 'rivals', 'model',
+            'evaluate', 'selection', 'train', 'audio_store', 'parts', 'compute')
 SOURCES = Path(find_spec('cdser.config').origin).parent # the folder of the package
 
 def structure(node) -> object: # for JSON
@@ -71,7 +71,7 @@ def digest_of_code(texts: tuple[str, ...]) -> str: # 12 hexadecimal digits
     return content_hash([structure(ast.parse(text)) for text in texts])
 
 def code_digest() -> str: # 12 hexadecimal digits
-    "A hash of the code that decides a run's numbers. Raises `BadInput` if that was edited after it was loaded."
+    "A hash of the code that decides a run's numbers. Raises `BadInput` if it was edited after loading."
     texts = read_sources()
     try:
         same = texts == LOADED or digest_of_code(texts) == digest_of_code(LOADED)
@@ -128,7 +128,8 @@ class Checkpoints:
         try:
             write_sealed(self.file, content)
         except BadInput as err:
-            warnings.warn(f'no checkpoint can be written, so the training goes on without: {err}', stacklevel=2)
+            warnings.warn(f'no checkpoint can be written, so the training goes on without: {err}',
+                          stacklevel=2)
         self.last = time.perf_counter()
         self.took = self.last - start
 
@@ -150,10 +151,9 @@ class Checkpoints:
 
 # %% ../nbs/24_store.ipynb #49a2e8ec
 @dataclass(frozen=True)
-class Run:
-    "A finished run, whose files are verified when they are read. Raises `BadInput` if one is not as it was stored."
+class RunFiles:
+    "The files of a run, verified when they are read. Raises `BadInput` if one is not as it was stored."
     folder: Path
-    asked: Experiment | None = field(default=None, compare=False) # gives the names of corpora; None: the stored one
 
     @property
     def id(self) -> str:
@@ -161,7 +161,17 @@ class Run:
 
     def refuse(self, name: str, reason) -> BadInput:
         "The error for a file that cannot be used."
-        return BadInput(f'{self.folder / name}: {reason}; move the folder {self.id} away, and it is computed again')
+        return BadInput(f'{self.folder / name}: {reason}; '
+                        f'move the folder {self.id} away, and it is computed again')
+
+    @cached_property
+    def digests(self) -> dict[str, str]: # path inside -> SHA-256
+        try:
+            return dict(json.loads((self.folder / 'digests.json').read_text(encoding='utf-8')))
+        except OSError as err:
+            raise self.refuse('digests.json', f'cannot be read ({err.strerror})') from err
+        except (ValueError, TypeError, RecursionError) as err:
+            raise self.refuse('digests.json', f'is damaged ({shown(err)})') from err
 
     def read(self, name: str) -> io.BytesIO:
         "A file as it was stored, of this run and no other."
@@ -178,21 +188,34 @@ class Run:
         return io.BytesIO(content)
 
     @cached_property
-    def digests(self) -> dict[str, str]: # path inside -> SHA-256
-        try:
-            digests = dict(json.loads((self.folder / 'digests.json').read_text(encoding='utf-8')))
-        except OSError as err:
-            raise self.refuse('digests.json', f'cannot be read ({err.strerror})') from err
-        except (ValueError, TypeError, RecursionError) as err:
-            raise self.refuse('digests.json', f'is damaged ({shown(err)})') from err
-        if not all(isinstance(digest, str) for digest in digests.values()):
-            raise self.refuse('digests.json', 'is of another version of cdser')
-        return digests
-
-    @cached_property
     def config(self) -> dict:
         "How it was made; the hash of its `identity` is the folder's name."
         return json.load(self.read('config.json'))
+
+    def checked(self, inside: str) -> Path:
+        "A folder in the run that holds exactly the files that were stored."
+        stored = {name for name in self.config and self.digests if name.startswith(f'{inside}/')}
+        for path in sorted((self.folder / inside).rglob('*')):
+            name = path.relative_to(self.folder).as_posix()
+            if name not in stored and not path.is_dir():
+                raise self.refuse(name, 'was not stored with the run')
+        for name in stored or [f'{inside}/']:
+            self.read(name)
+        return self.folder / inside
+
+# %% ../nbs/24_store.ipynb #c07506d3
+def write_digests(folder: Path) -> None:
+    "Write the digest of each file of a folder."
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+               for path in files}
+    (folder / 'digests.json').write_text(json.dumps(digests, indent=1))
+
+# %% ../nbs/24_store.ipynb #0add5ef6
+@dataclass(frozen=True)
+class Run(RunFiles):
+    "A finished run."
+    asked: Experiment | None = field(default=None, compare=False) # it names the corpora; None: as stored
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -224,17 +247,6 @@ class Run:
     @cached_property
     def embeddings(self) -> np.ndarray: # (rows of predictions, width) float32
         return np.load(self.config and self.read('embeddings.npy'), allow_pickle=False)
-
-    def checked(self, inside: str) -> Path:
-        "A folder in the run that holds exactly the files that were stored."
-        stored = {name for name in self.config and self.digests if name.startswith(f'{inside}/')}
-        for path in sorted((self.folder / inside).rglob('*')):
-            name = path.relative_to(self.folder).as_posix()
-            if name not in stored and not path.is_dir():
-                raise self.refuse(name, 'was not stored with the run')
-        for name in stored or [f'{inside}/']:
-            self.read(name)
-        return self.folder / inside
 
     @cached_property
     def model(self) -> Recogniser:
@@ -291,12 +303,6 @@ class RunStore:
         folders = sorted(path.parent for path in self.folder.glob('*/config.json'))
         return [Run(folder) for folder in folders if re.fullmatch('[0-9a-f]{12}', folder.name)]
 
-def write_digests(folder: Path) -> None:
-    "Write the digest of each file of a folder."
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / 'digests.json').write_text(json.dumps(digests, indent=1))
-
 # %% ../nbs/24_store.ipynb #398babaa
 def megabytes(path: Path) -> float:
     "The size of a file, or of all files of a folder."
@@ -325,7 +331,7 @@ def say_versions(store: RunStore) -> str: # one line; '' if all runs are of this
 
 # %% ../nbs/24_store.ipynb #d1911e55
 def unused(store: RunStore) -> list[Path]:
-    "Decoded audio and checkpoints that no run needs, as far as runs can be read; audio can always be decoded again."
+    "Decoded audio and checkpoints that no readable run needs; audio can always be decoded again."
     needed = set()
     for run in store.runs():
         with suppress(ValueError, KeyError, TypeError):
