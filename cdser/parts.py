@@ -55,9 +55,9 @@ def check_pair(source: Recordings, target: Recordings) -> None:
     shared = [(name, twins.get(file, twins.get(samples))) for name, file, samples in contents
               if file in twins or samples in twins]
     if shared:
-        raise BadInput(f'target: {len(shared)} recordings of {target.corpus.name} are in {source.corpus.name}, '
-                       f'too, such as {shared[0][0]} ({shared[0][1]}); their labels would be trained on, '
-                       'so keep each in one corpus')
+        raise BadInput(f'target: {len(shared)} recordings of {target.corpus.name} are in '
+                       f'{source.corpus.name}, too, such as {shared[0][0]} ({shared[0][1]}); '
+                       'their labels would be trained on, so keep each in one corpus')
 
 # %% ../nbs/22_parts.ipynb #8d8d134b
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def make_parts(e: Experiment, source: Recordings, target: Recordings) -> Parts:
     t = split_target(e, target)
     if setup.source:
         check_split(source.table, s, 'source', where=f'{source.corpus.name}: ')
-    check_split(target.table, t, 'target', e.protocol, e.disjoint_texts, f'{target.corpus.name}, fold {e.fold}: ')
+    check_split(target.table, t, 'target', e.protocol, e.disjoint_texts,
+                where=f'{target.corpus.name}, fold {e.fold}: ')
     source_labels, target_labels = source.corpus.labels, target.corpus.labels
     trained = target_labels[t.train]
     shown = few_labels(trained, e.shots, e.seed) if setup.shots else visible_labels(trained, setup.target_labels)

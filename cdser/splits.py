@@ -155,7 +155,7 @@ def overlaps(table: pd.DataFrame,
              split: Split,
              clips: np.ndarray | None = None, # (n,) equal if two rows are the same clip; None: unknown
             ) -> Iterator[tuple[str, str, str, list]]: # name, two parts, values in both
-    "What each two parts have in common, of columns that are known; sessions and texts only with the test part."
+    "What each two parts have in common, if it is known; sessions and texts only with the test part."
     columns = dict(speakers=table.speaker, files=table.path, checksums=table.sha256,
                    clips=np.full(len(table), '') if clips is None else clips,
                    sessions=table.session, texts=table.text_id)
@@ -278,8 +278,8 @@ def stems(table: pd.DataFrame) -> pd.Series: # (n,) of str, all different
 
 def freeze(table: pd.DataFrame, splits: list[Split]) -> pd.DataFrame: # path, fold_0, fold_1, …
     "The part of each utterance in each fold, in the order of paths."
-    folds = {f'fold_{fold}': pd.Series({row: part for part in PARTS for row in getattr(split, part)}, dtype=str)
-             for fold, split in enumerate(splits)}
+    part_of_row = [{row: part for part in PARTS for row in getattr(split, part)} for split in splits]
+    folds = {f'fold_{fold}': pd.Series(parts, dtype=str) for fold, parts in enumerate(part_of_row)}
     frozen = pd.DataFrame({'path': stems(table), **folds}).fillna('')
     return frozen.sort_values('path', ignore_index=True)
 

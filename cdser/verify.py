@@ -253,9 +253,10 @@ class Verification:
 # %% ../nbs/43_verify.ipynb #3c1e7a12
 def by_kind(rows: list[tuple[str, str, str]]) -> list[str]: # lines
     "The first three of each kind of finding, errors first; a row is level, kind, text."
-    table = pd.DataFrame(rows, columns=['level', 'kind', 'text'], dtype=object)
+    errors_first = sorted(rows, key=lambda row: row[0])
+    table = pd.DataFrame(errors_first, columns=['level', 'kind', 'text'], dtype=object)
     lines = []
-    for (level, kind), of_kind in table.sort_values('level', kind='stable').groupby(['level', 'kind'], sort=False):
+    for (level, kind), of_kind in table.groupby(['level', 'kind'], sort=False):
         texts = [*of_kind.text[:3], *['…'] * (len(of_kind) > 3)]
         lines += [f'{level:7}  {kind}: {len(of_kind)}', *(f'           {text}' for text in texts)]
     return lines or ['nothing found']
