@@ -33,10 +33,9 @@ def place(text: str) -> Path:
 
 def new_file(path: Path | None) -> Path | None:
     "A file that can be written and does not exist yet."
-    if path and os.path.lexists(path):
-        raise typer.BadParameter(f'{path} is there already, and is not replaced; name another file')
-    if path and not os.access(path.parent, os.W_OK):
-        raise typer.BadParameter(f'{path.parent} is not a folder that can be written to')
+    if path:
+        require(not os.path.lexists(path), f'{path} is there already, and is not replaced; name another file')
+        require(os.access(path.parent, os.W_OK), f'{path.parent} is not a folder that can be written to')
     return path
 
 Corpus = Annotated[str, typer.Argument(help='its name, such as iemocap')]
@@ -52,11 +51,10 @@ Kind = StrEnum('Kind', {kind: kind for kind, level in KINDS.items() if level == 
 
 def requested_plan(corpus, protocol: str | None, folds: int | None) -> dict | None: # None: as runs do by default
     "The plan of `--protocol` and `--folds`. Raises `BadInput` if it is impossible."
-    if not protocol and folds is None:
-        return None
-    plan = plan_folds(corpus, protocol or '', folds)
-    require(folds in (None, plan['folds']),
-            f"--folds: {plan['protocol']} makes {plan['folds']} here, not {folds}; leave it out")
+    plan = plan_folds(corpus, protocol or '', folds) if protocol or folds else None
+    if plan:
+        require(folds in (None, plan['folds']),
+                f"--folds: {plan['protocol']} makes {plan['folds']} here, not {folds}; leave it out")
     return plan
 
 # %% ../nbs/44_cli.ipynb #b4c83684
@@ -96,12 +94,12 @@ def run_audit(corpus: Corpus, root: Root, label_map: LabelMap = None, protocol: 
     wrong = sorted(set(copy.fitness.kind[copy.fitness.level == 'error']))
     wrong += [f'{refused} recordings that runs refuse'] * bool(refused)
     print(f'NOT FIT for {MEANT["target"]}: {", ".join(wrong)}' if wrong else f'fit for {MEANT["target"]}')
-    shared = in_both(copy, verify(*against, label_map, roles=())) if against else ()
     if against:
-        print(f'\n{len(shared)} of {len(copy.facts)} recordings are also in {against[0]}')
-        for row in shared[:5].itertuples():
-            print(f'    {row.path} is {row.other} (same {row.same})')
-    return int(bool(wrong) or len(shared) > 0)
+        shared = in_both(copy, verify(*against, label_map, roles=()))
+        print(f'\n{len(shared)} of {len(copy.facts)} recordings are also in {against[0]}',
+              *(f'    {row.path} is {row.other} (same {row.same})' for row in shared[:5].itertuples()), sep='\n')
+        wrong += ['shared recordings'] * bool(len(shared))
+    return int(bool(wrong))
 
 # %% ../nbs/44_cli.ipynb #d316b03a
 @app.command('split', help='write a frozen split and print its hash', epilog=STATUS)
@@ -110,47 +108,39 @@ def run_split(corpus: Corpus, root: Root,
               label_map: LabelMap = None, protocol: Protocol | None = None, folds: Folds = None,
               disjoint_texts: DisjointTexts = False,
               seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help='chooses the validation speakers')] = 0,
-              replace: Annotated[bool, typer.Option('--replace', help='replace another split')] = False) -> int:
+              replace: Annotated[bool, typer.Option('--replace', help='replace another split')] = False) -> None:
     table = read_corpus(corpus, root, label_map)
     plan = requested_plan(table, protocol or default_protocol(corpus), folds) # an earlier split.csv must not decide
     splits = split_corpus(table, plan, seed=seed, disjoint_texts=disjoint_texts)
     against = findings(table.table, splits, 'target', protocol=plan['protocol'], disjoint_texts=disjoint_texts)
-    errors = [finding for finding in against if finding.level == 'error']
-    if errors:
-        raise BadInput(f'{out}: is not written, since runs would refuse it: '
-                       f'{errors[0].kind}, {errors[0].what}: {errors[0].detail}')
+    for finding in against:
+        require(finding.level != 'error', f'{out}: is not written, since runs would refuse it: '
+                                          f'{finding.kind}, {finding.what}: {finding.detail}')
     print(f'{out}: {plan["folds"]} folds, {plan["protocol"]}, hash {write_split(table.table, splits, out, replace)}')
     for finding in against:
         print(f'warning  {finding.kind}, {finding.what}: {finding.detail}')
-    return 0
 
 @app.command('fetch', help='download a corpus that is free to fetch; without arguments, list all', epilog=STATUS)
 def run_fetch(corpus: Annotated[str | None, typer.Argument(help='its name, such as nemo')] = None,
               folder: Annotated[Path | None, typer.Argument(parser=place, metavar='FOLDER')] = None,
-              accept_licence: Annotated[bool, typer.Option('--accept-licence', help='you agree to it')] = False) -> int:
-    if not corpus:
-        print(list_origins().to_string())
-    elif not folder:
-        raise BadInput('fetch: name the folder, too, as in cdser fetch nemo corpora/nemo')
-    else:
-        print(f'{folder}: {fetch(corpus, folder, accept_licence)} files fetched')
-    return 0
+              accept_licence: Annotated[bool, typer.Option('--accept-licence', help='you agree to it')] = False) -> None:
+    require(folder or not corpus, 'fetch: name the folder, too, as in cdser fetch nemo corpora/nemo')
+    print(f'{folder}: {fetch(corpus, folder, accept_licence)} files fetched' if corpus else
+          list_origins().to_string())
 
 @app.command('import-dataset', help='turn a folder of the datasets library into a corpus', epilog=STATUS)
 def run_import(saved: Annotated[Path, typer.Argument(parser=place, metavar='SAVED', help='made by save_to_disk')],
-               folder: Folder, audio: str = 'audio', label: str = 'label', speaker: str = 'speaker') -> int: # columns
+               folder: Folder, audio: str = 'audio', label: str = 'label', speaker: str = 'speaker') -> None: # columns
     print(f'{folder}: {len(import_dataset(saved, folder, audio, label, speaker))} recordings and manifest.csv')
-    return 0
 
 @app.command('runs', help='list the runs of a store by version; --prune removes what none of them needs', epilog=STATUS)
-def run_runs(folder: Folder = Path('runs'), remove: Annotated[bool, typer.Option('--prune')] = False) -> int:
+def run_runs(folder: Folder = Path('runs'), remove: Annotated[bool, typer.Option('--prune')] = False) -> None:
     from cdser.store import RunStore, by_version, prune # imports transformers, so it takes seconds
     require(folder.is_dir(), f'{folder}: there is no such folder')
     store = RunStore(folder)
     if remove:
         print(prune(store).to_string(index=False, float_format='%.1f'))
     print(by_version(store).to_string(index=False, float_format='%.1f'))
-    return 0
 
 # %% ../nbs/44_cli.ipynb #5c41aa06
 def complain(text, status: int) -> int: # the status

@@ -6,12 +6,11 @@
 __all__ = ['AUDIO', 'COLUMNS', 'NUMBERS', 'IDENTITIES', 'INVISIBLE', 'MISSING', 'DECIMAL', 'UNPRINTABLE', 'OUTSIDE', 'tidy',
            'spelling_key', 'ambiguities', 'brief', 'read_text', 'check_rows', 'check_columns', 'as_numbers', 'read_csv',
            'utterance_names', 'overlaps', 'Corpus', 'doubts', 'as_texts', 'as_columns', 'check_table', 'shipped',
-           'read_label_map', 'emotions_of', 'map_emotions', 'read_manifest', 'released', 'CorpusWarning', 'make_corpus',
-           'read_corpus', 'load_corpus']
+           'read_label_map', 'map_emotions', 'read_manifest', 'released', 'CorpusWarning', 'make_corpus', 'read_corpus',
+           'load_corpus']
 
 # %% ../nbs/02_corpora.ipynb #6fe81e3c
 import csv, io, os, re, unicodedata, warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -35,8 +34,6 @@ INVISIBLE = ''.join(map(chr, ( # soft hyphen, zero-width spaces, marks of direct
 
 def tidy(text: str) -> str:
     "One spelling of text that differs only invisibly: Unicode form NFC, single spaces, none at the ends."
-    if text.isascii():
-        return ' '.join(text.split())
     return re.sub(r'\s+', ' ', unicodedata.normalize('NFC', text)).strip(' ' + INVISIBLE)
 
 # %% ../nbs/02_corpora.ipynb #d5730b8c
@@ -46,10 +43,9 @@ MISSING = {'nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat', 'unknown', 'unk', 
 def spelling_key(text: str) -> str:
     "What similar spellings share: no case, accents, leading zeros, or .0 at the end."
     bare = unicodedata.normalize('NFKD', unicodedata.normalize('NFKD', text).casefold())
-    if not bare.isascii():
-        visible = [c for c in bare if unicodedata.category(c) not in ('Mn', 'Cf')]
-        bare = ''.join(str(unicodedata.decimal(c, c)) for c in visible)
-    joined = re.sub(r'[\s_-]+', '_', bare).strip('_')
+    visible = [c for c in bare if unicodedata.category(c) not in ('Mn', 'Cf')]
+    digits = ''.join(str(unicodedata.decimal(c, c)) for c in visible) # those of any script as 0 to 9
+    joined = re.sub(r'[\s_-]+', '_', digits).strip('_')
     return re.sub(r'(?<!\d)0+(?=\d)', '', re.sub(r'(\d)[.,]0+$', r'\1', joined)) or text
 
 def ambiguities(table: pd.DataFrame, # COLUMNS
@@ -89,25 +85,22 @@ def check_columns(table: pd.DataFrame, name: str, known: tuple[str, ...],
                   needs: tuple[str, ...] = (), # those of them that must be there
                  ) -> tuple[str, ...]:         # columns that are not known
     "Raise `BadInput` if a column occurs twice, is missing, or its name is nearly one of `known`."
-    for column in table.columns[table.columns.duplicated()]:
-        raise BadInput(f'{name}: has more than one column {shown(column)}; name each once')
+    twice = ', '.join(map(shown, table.columns[table.columns.duplicated()]))
+    require(not twice, f'{name}: has more than one column {twice}; name each once')
     meant = {spelling_key(column): column for column in known}
     unknown = tuple(str(column) for column in table if column not in known)
     for column in unknown:
-        if spelling_key(column) in meant:
-            raise BadInput(f'{name}: the column {shown(column)} must be called '
-                           f'{meant[spelling_key(column)]!r}')
-    if missing := [column for column in needs if column not in table]:
-        raise BadInput(f'{name}: has no column {" and no ".join(missing)}; '
-                       f'expected columns as in {",".join(needs)}')
+        near = meant.get(spelling_key(column))
+        require(not near, f'{name}: the column {shown(column)} must be called {near!r}')
+    missing = ' and no '.join(column for column in needs if column not in table)
+    require(not missing, f'{name}: has no column {missing}; expected columns as in {",".join(needs)}')
     return unknown
 
 DECIMAL = r'[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?'
 
 def as_numbers(table: pd.DataFrame, column: str, name: str) -> pd.Series: # float64, NaN if missing
     "A column of numbers, from numbers or text. Raises `BadInput`, naming the row, at anything else."
-    values = table[column].astype(object)
-    text = values.where(values.notna(), '').map(str)
+    text = table[column].astype(object).where(table[column].notna(), '').map(str)
     numbers = text.where(text.str.fullmatch(DECIMAL), 'nan').astype(object).astype(np.float64)
     check_rows((text != '') & ~np.isfinite(numbers), table, name,
                f'{column} {{{column}}} must be a number, such as 1.25, or empty')
@@ -127,13 +120,12 @@ def read_csv(path: Path,
         rows = pd.read_csv(io.StringIO(text), sep=separator, quoting=quoting, header=None, dtype=str,
                            keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as err:
-        why = ' '.join(str(err).split())
-        raise BadInput(f'{path}: is not CSV ({why}); put text that holds a comma in quotation marks') from err
+        raise BadInput(f'{path}: is not CSV ({" ".join(str(err).split())}); '
+                       'put text that holds a comma in quotation marks') from err
     last = text.rpartition('\n')[2] # '' if the file ends with the end of a line
     require(not last or last.count(separator) + 1 >= rows.shape[1],
             f'{path}: its last line breaks off after {brief(last)}; is the file whole?')
-    table = rows[1:].reset_index(drop=True)
-    table.columns = [tidy(column) for column in rows.iloc[0]]
+    table = rows[1:].reset_index(drop=True).set_axis(rows.iloc[0].map(tidy), axis=1).rename_axis(columns=None)
     table = table.loc[:, table.columns != ''] # spreadsheets and pandas add columns without a name
     check_columns(table, str(path), needs, needs)
     return table.assign(**{c: as_numbers(table, c, str(path)) for c in numbers if c in table})
@@ -186,8 +178,8 @@ def doubts(corpus: Corpus) -> Iterator[tuple[str, str]]: # kind, one line
     for name in overlaps(corpus.table):
         yield 'overlap', f'{shown(name)} overlaps an earlier part of its recording'
     if corpus.overruled:
-        rows = f'in {corpus.overruled} rows'
-        yield 'label map', f'the column label differs from the label map {rows}; the map counts'
+        yield 'label map', ('the column label differs from the label map in '
+                            f'{corpus.overruled} rows; the map counts')
     if corpus.ignored:
         yield 'ignored column', f'these columns are not read: {", ".join(map(shown, corpus.ignored[:9]))}'
     if corpus.unlisted:
@@ -200,8 +192,8 @@ UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 def as_texts(table: pd.DataFrame, column: str, name: str) -> pd.Series: # of str, tidy except for paths
     "Text, from text, whole numbers or paths. Raises `BadInput`, naming the row, at anything else."
     values = table[column].astype(object).where(table[column].notna(), '')
-    exact = (str, int, np.integer, PurePath)
-    check_rows([isinstance(value, bool) or not isinstance(value, exact) for value in values], table, name,
+    check_rows([isinstance(value, bool) or not isinstance(value, str | int | np.integer | PurePath)
+                for value in values], table, name,
                f"the {column} '{{{column}}}' is not text; write it exactly as it is meant")
     spelling = {value: str(value) if column == 'path' else tidy(str(value)) for value in values.unique()}
     odd = [value for value, text in spelling.items() if UNPRINTABLE.search(text)]
@@ -223,13 +215,12 @@ def check_table(table: pd.DataFrame,                    # with at least path, sp
                 emotions: dict[str, str] | None = None, # emotion -> label or ''; None: its labels count
                ) -> pd.DataFrame:                       # all of COLUMNS, without what is left out
     "Fill in labels and optional columns. Raises `BadInput`, naming the row, at the first invalid value."
-    check_columns(table, name, COLUMNS)
+    check_columns(table, name, COLUMNS,
+                  needs=('path', 'speaker') if 'emotion' in table else ('path', 'label', 'speaker'))
     table = map_emotions(as_columns(table, name), name, emotions)
-    check_columns(table, name, COLUMNS, ('path', 'label', 'speaker'))
     table = table.assign(**{c: np.nan if c in NUMBERS else '' for c in COLUMNS if c not in table})
-    names = utterance_names(table)
-    first = {name: row for row, name in reversed([*enumerate(names, 2)])}
-    named = table.assign(name=names, first=[first[name] for name in names])
+    named = table.assign(name=utterance_names(table), first=table.index + 2)
+    named['first'] = named.groupby('name')['first'].transform('min')
     left_out = (table.label == '') & (emotions is not None)
     known = ', '.join(LABELS)
     problems = [
@@ -244,9 +235,8 @@ def check_table(table: pd.DataFrame,                    # with at least path, sp
         (table.speaker == '', 'no speaker is given for {path}; splits need to know who speaks')]
     for wrong, message in problems:
         check_rows(wrong, named, name, message)
-    table = table[~left_out].reset_index(drop=True)
-    require(len(table), f'{name}: has no utterances of {known}')
-    return table[list(COLUMNS)]
+    require(not left_out.all(), f'{name}: has no utterances of {known}')
+    return table.loc[~left_out, list(COLUMNS)].reset_index(drop=True)
 
 # %% ../nbs/02_corpora.ipynb #7ce79b23
 def shipped(name: str) -> Path:
@@ -262,28 +252,19 @@ def read_label_map(path: Path | None = None) -> dict[str, dict[str, str]]: # Non
     table = read_csv(path, columns)[columns].map(tidy)
     check_rows(~table.label.isin(['', *LABELS]), table, str(path),
                f"the label '{{label}}' is not known; use {', '.join(LABELS)}, or nothing to leave it out")
-    twice = table.duplicated(['corpus', 'emotion'])
-    check_rows(twice, table, str(path), '{emotion} of {corpus} is listed twice')
+    check_rows(table.duplicated(['corpus', 'emotion']), table, str(path),
+               '{emotion} of {corpus} is listed twice')
     return {name: dict(zip(rows.emotion, rows.label)) for name, rows in table.groupby('corpus', sort=False)}
-
-def emotions_of(name: str, label_map: Path | None) -> dict[str, str] | None: # emotion -> label or ''
-    "A corpus's lines of a label map, if any. Raises `BadInput` if a user's own map has none."
-    corpora = read_label_map(label_map)
-    require(not label_map or tidy(name) in corpora,
-            f'{label_map}: has no lines for {name}, such as {name},anger,ang; '
-            f'it has lines for {", ".join(map(shown, corpora))[:200]}')
-    return corpora.get(tidy(name))
 
 def map_emotions(table: pd.DataFrame, name: str, emotions: dict[str, str] | None) -> pd.DataFrame:
     "With labels from the column emotion or, without one, label. Raises `BadInput` at an unknown emotion."
-    if emotions is None or not {'emotion', 'label'} & set(table):
-        return table.assign(label=table.emotion) if 'emotion' in table and 'label' not in table else table
-    if 'emotion' not in table:
-        table = table.rename(columns={'label': 'emotion'})
-    check_rows(~table.emotion.isin(emotions), table.assign(words=', '.join(emotions)), name,
+    words = table.get('emotion', table.get('label'))
+    if emotions is None:
+        return table.assign(label=table.get('label', words))
+    check_rows(~words.isin(emotions), table.assign(emotion=words, words=', '.join(emotions)), name,
                "the emotion '{emotion}' is not in the label map, which has {words}; "
                'add a line for it, with an empty label to leave it out')
-    return table.assign(label=table.emotion.map(emotions))
+    return table.assign(emotion=words, label=words.map(emotions))
 
 # %% ../nbs/02_corpora.ipynb #4ff2da1e
 def read_manifest(path: Path, emotions: dict[str, str] | None = None) -> pd.DataFrame: # COLUMNS
@@ -304,19 +285,20 @@ def make_corpus(name: str, root: Path, table: pd.DataFrame, where: Path, label_m
     "Check a table that came from `where`, and warn once of each kind of doubt."
     if {'label', 'emotion'} <= set(table) and (table.emotion.map(tidy) == '').all():
         table = table.drop(columns='emotion')
-    emotions = emotions_of(name, label_map) if label_map or 'emotion' in table else None
-    checked, left_out, overruled = check_table(table, str(where), emotions), {}, 0
-    if emotions:
-        words = as_texts(table, 'emotion' if 'emotion' in table else 'label', str(where))
-        labels = words.map(emotions)
-        left_out = words[labels == ''].value_counts().to_dict()
-        own = as_texts(table, 'label', str(where)) if {'label', 'emotion'} <= set(table) else labels
-        overruled = int(((own != labels) & (own != '')).sum())
-    corpus = Corpus(name, root, checked, left_out, overruled, **facts)
-    lines = [*doubts(corpus)]
-    counts = Counter(kind for kind, _ in lines)
-    for kind, text in dict(reversed(lines)).items(): # the first of each kind
-        more = f' (and {counts[kind] - 1} more of the kind; cdser verify lists them)' * (counts[kind] > 1)
+    corpora = read_label_map(label_map)
+    require(not label_map or tidy(name) in corpora,
+            f'{label_map}: has no lines for {name}, such as {name},anger,ang; '
+            f'it has lines for {", ".join(map(shown, corpora))[:200]}')
+    emotions = corpora.get(tidy(name)) if label_map or 'emotion' in table else None
+    checked = check_table(table, str(where), emotions)
+    words = table.get('emotion', table.get('label')).map(tidy)
+    labels = words.map(emotions or {}) # NaN without a label map
+    own = table.label.map(tidy) if {'label', 'emotion'} <= set(table) else labels
+    overruled = int((labels.notna() & (own != labels) & (own != '')).sum())
+    corpus = Corpus(name, root, checked, words[labels == ''].value_counts().to_dict(), overruled, **facts)
+    kinds = pd.DataFrame(doubts(corpus), columns=['kind', 'text']).groupby('kind', sort=False).text
+    for text, count in kinds.agg(['first', 'size']).itertuples(index=False):
+        more = f' (and {count - 1} more of the kind; cdser verify lists them)' * (count > 1)
         warnings.warn(f'{where}: {text}{more}', CorpusWarning) # noqa: B028 (from one line, so that each is given once)
     return corpus
 
@@ -336,8 +318,8 @@ def read_corpus(name: str,                     # selects the reader and the line
         table, unlisted = import_module('cdser.readers').read_release(name, root) # a later chapter
         return make_corpus(name, root, table, root, label_map, unlisted=unlisted)
     table = read_csv(manifest)
-    ignored = check_columns(table, str(manifest), COLUMNS)
-    return make_corpus(name, root, table, manifest, label_map, ignored=ignored)
+    return make_corpus(name, root, table, manifest, label_map,
+                       ignored=check_columns(table, str(manifest), COLUMNS))
 
 # %% ../nbs/02_corpora.ipynb #36930b0c
 def load_corpus(name: str,                     # the name of its folder
@@ -351,13 +333,12 @@ def load_corpus(name: str,                     # the name of its folder
             'it should hold a folder for each corpus')
     check_component('corpus', name)
     if not os.path.isdir(corpora_root / name):
-        names = sorted(brief(path.name) for path in corpora_root.iterdir() if path.is_dir())
-        held = ', '.join(names)[:200] or 'no folder'
-        raise BadInput(f'corpora_root: {corpora_root} has no folder {shown(name)}, it holds {held}')
+        held = ', '.join(sorted(brief(path.name) for path in corpora_root.iterdir() if path.is_dir()))
+        raise BadInput(f'corpora_root: {corpora_root} has no folder {shown(name)}, '
+                       f'it holds {held[:200] or "no folder"}')
     corpus = read_corpus(name, corpora_root / name, label_map)
     absent = [path for path in dict.fromkeys(corpus.table.path) if not os.path.isfile(corpus.root / path)]
-    if absent:
-        where = next(corpus.root.glob('manifest.csv'), corpus.root)
-        raise BadInput(f'{where}: {len(absent)} of {len(corpus.table)} recordings are not in {corpus.root}, '
-                       f'the first is {brief(absent[0])}')
+    where = next(corpus.root.glob('manifest.csv'), corpus.root)
+    require(not absent, f'{where}: {len(absent)} of {len(corpus.table)} recordings are not in {corpus.root}, '
+                        f'the first is {brief(next(iter(absent), ""))}')
     return corpus
