@@ -151,7 +151,7 @@ def test_tested_speakers_and_their_labels_take_no_part_in_training(recordings, s
     for part in parts.training:
         if part.store is target.store:
             assert tested.isdisjoint(target.corpus.table.speaker.iloc[part.rows])
-    assert parts.validated_on.name == ('studio_b' if SETUPS[setup].target_labels else 'studio_a')
+    assert parts.corpora[parts.valid.domain].name == ('studio_b' if SETUPS[setup].target_labels else 'studio_a')
 
 
 @pytest.mark.parametrize('budget', [4., 16., 1e9])
