@@ -83,7 +83,7 @@ FLAC_HEAD = rb'fLaC[\0\x80]\0\0\x22' # a recording has one
 MP3_TAG = rb'(?:Xing|Info)\0\0\0|VBRI\0' # or none
 
 def check_container(raw) -> int: # where the length of the audio must be replaced before decoding; 0: nowhere
-    "Raise `BadInput` if a file is cut, joined or damaged as far as its container tells."
+    "Raise `BadInput` if its container shows that a file is cut, joined or damaged."
     if raw[:4] == b'RIFF':
         return check_wav(raw)
     if raw[:4] == b'OggS':
@@ -154,7 +154,7 @@ def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float
 # %% ../nbs/01_audio.ipynb #2d968542
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    "Turn whatever goes wrong in reading a recording into a `BadInput` that names it."
+    "Turn any error in reading a recording into a `BadInput` that names the file."
     require(os.path.isfile(path), f'{path}: there is no such file')
     try:
         yield

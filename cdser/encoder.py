@@ -96,7 +96,7 @@ def load_backbone(name: str,        # 'nano', a folder that transformers saved, 
 
 # %% ../nbs/06_encoder.ipynb #855ee105
 def in_patches(config: Wav2Vec2Config) -> bool:
-    "Whether every convolution cuts its input into patches, each frame normalised by itself."
+    "Whether every convolution cuts its input into patches, and each frame is normalised separately."
     return config.feat_extract_norm == 'layer' and tuple(config.conv_kernel) == tuple(config.conv_stride)
 
 CACHED = 256 # frames whose activations fit a CPU's cache

@@ -112,7 +112,7 @@ ARCHITECTURE = ('do_normalize', 'conv_dim', 'conv_kernel', 'conv_stride', 'conv_
                 'hidden_dropout', 'activation_dropout', 'attention_dropout', 'feat_proj_dropout')
 
 def weights_digest(model: Recogniser) -> str: # 12 hexadecimal digits
-    "A hash of a model's weights and of its encoder's architecture, whatever file they came from."
+    "A hash of a model's weights and of its encoder's architecture."
     config = model.encoder.backbone.config.to_dict()
     architecture = {name: config.get(name) for name in ARCHITECTURE}
     weights = {name: hashlib.sha256(value.contiguous().numpy()).hexdigest()

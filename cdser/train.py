@@ -67,7 +67,7 @@ def make_views(batch: Batch, e: Experiment, generator: torch.Generator) -> Views
 # %% ../nbs/12_train.ipynb #eb3bc627
 @dataclass
 class Progress:
-    "What a step may know of the training so far."
+    "The facts about the training so far that a step may use."
     done: float = 1.            # share of the training that is over
     priors: Tensor | None = None # (2, classes) shares of the emotions: of the source, and as estimated of the target
 
