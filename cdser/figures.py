@@ -58,17 +58,15 @@ def styled(draw):
     return drawn
 
 @style()
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]: # the two files
+def save_figure(figure: Figure, folder: Path, name: str) -> None: # without suffix
     "Write a figure as PNG, 200 dots per inch, and as SVG."
     folder = Path(folder)
     with writing(folder):
         make_folder(folder)
-    files = [folder / f'{name}.png', folder / f'{name}.svg']
-    for file, metadata in zip(files, ({'Software': None}, {'Date': None})):
+    for suffix, metadata in dict(png={'Software': None}, svg={'Date': None}).items():
         drawn = io.BytesIO()
-        figure.savefig(drawn, format=file.suffix[1:], dpi=200, metadata=metadata, bbox_inches='tight')
-        write_file(file, drawn.getvalue())
-    return files
+        figure.savefig(drawn, format=suffix, dpi=200, metadata=metadata, bbox_inches='tight')
+        write_file(folder / f'{name}.{suffix}', drawn.getvalue())
 
 # %% ../nbs/27_figures.ipynb #5eb0d5e4
 def row_names(table: pd.DataFrame) -> pd.Series:
@@ -199,15 +197,14 @@ def figure_matrix(table: pd.DataFrame,   # of `compare_methods`
             f'table: needs one row of {row[0]}, {row[1]} for each pair; leave out others')
     if x == 'uar':
         cells = pd.concat([cells, oracles[oracles.target.isin(corpora)].assign(source=oracles.target)])
-    values = np.full((len(corpora), len(corpora)), np.nan)
-    text = np.full(values.shape, '', dtype=object)
-    for pair in cells.to_dict('records'):
-        at = corpora.index(pair['source']), corpora.index(pair['target'])
-        values[at] = pair[f'{x}_mean']
-        text[at] = f'{values[at]:.1f}' if x == 'uar' else f'{values[at]:+.1f}' + '*' * (pair['p'] < .05)
-        if np.isfinite(pair[f'{x}_low']):
-            text[at] += f'\n{pair[f"{x}_low"]:.0f} to {pair[f"{x}_high"]:.0f}'
-    limit = np.nanmax(np.abs(values), initial=1)
+    mean, low, high = (cells[f'{x}_{bound}'] for bound in ('mean', 'low', 'high'))
+    star = np.where((cells.p < .05) & (x != 'uar'), '*', '')
+    interval = ('\n' + low.map('{:.0f}'.format) + ' to ' + high.map('{:.0f}'.format)).where(low.notna(), '')
+    number = '{:.1f}' if x == 'uar' else '{:+.1f}'
+    cells = cells.assign(mean=mean, text=mean.map(number.format) + star + interval)
+    values, text = (cells.pivot(index='source', columns='target', values=column)
+                    .reindex(index=corpora, columns=corpora) for column in ('mean', 'text'))
+    limit = np.nanmax(values.abs(), initial=1)
     label, colours, low, high = f'{x}, points; *: p < .05', 'PuOr_r', -limit, limit
     if x == 'uar':
         label, colours, low, high = 'UAR, %; framed: oracle', 'Blues', CHANCE, 100
