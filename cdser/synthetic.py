@@ -20,6 +20,7 @@ import soundfile as sf
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
 from .config import LABELS, SAMPLE_RATE, BadInput, as_path, check_component, require
+from .corpora import read_text
 from .files import build_folder, content_digest, locked, write_csv
 
 # %% ../nbs/41_synthetic.ipynb #3bdcb965
@@ -55,15 +56,15 @@ STUDIOS = {studio.name: studio for studio in (STUDIO_A, STUDIO_B)}
 
 def label_counts(studio: Studio) -> np.ndarray: # (4,) int, utterances of each emotion
     "Distribute utterances by the prior. Raises `BadInput` if a speaker would lack an emotion."
-    prior, speakers, utterances = studio.prior, studio.speakers, studio.utterances
+    prior = studio.prior
     require(len(prior) == len(LABELS) and min(prior) > 0 and abs(sum(prior) - 1) <= 1e-6,
             f'prior: {prior} must be {len(LABELS)} shares above zero that sum to 1')
-    wanted = np.array(prior) * utterances
+    wanted = np.array(prior) * studio.utterances
     counts = wanted.astype(int)
-    counts[np.argsort(counts - wanted, kind='stable')[:utterances - counts.sum()]] += 1
-    if counts.min() < speakers:
-        raise BadInput(f'utterances: {utterances} are too few for {speakers} speakers to say every emotion; '
-                       f'use at least {int(np.ceil(speakers / min(prior))) + 1}')
+    counts[np.argsort(counts - wanted, kind='stable')[:studio.utterances - counts.sum()]] += 1
+    require(counts.min() >= studio.speakers,
+            f'utterances: {studio.utterances} are too few for {studio.speakers} speakers to say every '
+            f'emotion; use at least {int(np.ceil(studio.speakers / min(prior))) + 1}')
     return counts
 
 # %% ../nbs/41_synthetic.ipynb #5e402d2d
@@ -352,11 +353,8 @@ def studio_hash(studio: Studio) -> str: # 64 hexadecimal digits
 
 def is_written(studio: Studio, folder: Path) -> bool:
     "Whether `folder` holds this very studio."
-    try:
-        record = json.loads((folder / 'studio.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get('hash') == studio_hash(studio)
+    record = folder / 'studio.json'
+    return record.is_file() and studio_hash(studio) in read_text(record, errors='replace')
 
 def write_files(studio: Studio, folder: Path) -> None:
     "Write audio (PCM16 WAV), manifest and record of a studio into an empty folder."
@@ -366,8 +364,8 @@ def write_files(studio: Studio, folder: Path) -> None:
         content = io.BytesIO() # a full disk is then an error of the system, not of libsndfile
         sf.write(content, x, SAMPLE_RATE, subtype='PCM_16', format='WAV')
         (folder / path).write_bytes(content.getvalue())
-    sha256 = [content_digest(folder / path) for path in table.path]
-    write_csv(table.assign(sha256=sha256), folder / 'manifest.csv')
+    write_csv(table.assign(sha256=[content_digest(folder / path) for path in table.path]),
+              folder / 'manifest.csv')
     record = dict(hash=studio_hash(studio), version=VERSION, studio=asdict(studio),
                   manifest=content_digest(folder / 'manifest.csv'))
     (folder / 'studio.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
