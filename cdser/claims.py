@@ -74,7 +74,7 @@ def runs_of(predictions: pd.DataFrame, # of one pair
     return predictions[(predictions.setup == cell[0]) & (predictions.method == cell[1])]
 
 def common_runs(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "The runs of each of two methods whose seed and fold the other has as well."
+    "The runs of two methods, restricted to the seeds and folds that both have."
     run = ['seed', 'fold']
     return a.merge(b[run].drop_duplicates()), b.merge(a[run].drop_duplicates())
 

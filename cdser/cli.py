@@ -149,7 +149,7 @@ def complain(text, status: int) -> int: # the status
     return status
 
 def show_warning(message, *where, **more) -> None:
-    "In the place of `warnings.showwarning`."
+    "Replacement of `warnings.showwarning`."
     complain(f'warning: {message}', 0)
 
 def main(argv: list[str] | None = None) -> int:

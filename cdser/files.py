@@ -39,7 +39,7 @@ def write_file(path: Path, content: str | bytes) -> None: # text is written in U
             draft.unlink(missing_ok=True)
 
 def make_folder(folder: Path) -> None:
-    "Make a folder and its parents. In a folder that a group shares (with the setgid bit) it gets the same permissions."
+    "Make a folder and its parents, with the same permissions below a folder with the setgid bit (of a group)."
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -79,11 +79,11 @@ def build_folder(place: Path,
 
 # %% ../nbs/20_files.ipynb #3fd6a070
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    "Write a table so that `read_csv` gives it back. Raises `BadInput` if that is impossible."
+    "Write a table so that `read_csv` reads it back. Raises `BadInput` if that is impossible."
     write_file(as_path('path', path), table.to_csv(index=False, lineterminator='\n'))
 
 def write_manifest(table: pd.DataFrame, path: Path) -> None:
-    "Write a table so that `read_manifest` gives it back, without start and end if it has no segments."
+    "Write a table so that `read_manifest` reads it back, without start and end if it has no segments."
     whole = 'start' not in table or table.start.isna().all()
     write_csv(table[[c for c in COLUMNS if not (whole and c in ('start', 'end'))]], path)
 
@@ -91,7 +91,7 @@ def check_apart(what: str,     # the parameter that names `written`, for the mes
                 written: Path, # a folder that cdser fills
                 kept: Path,    # a folder of the user's that it only reads
                ) -> None:
-    "Raise `BadInput` if one of two folders is the other, or lies in it; links are resolved."
+    "Raise `BadInput` if two folders are the same, or one is inside the other; links are resolved."
     inner, outer = (Path(os.path.realpath(folder)) for folder in (written, kept))
     require(inner != outer and inner not in outer.parents and outer not in inner.parents,
             f'{what}: {written} and {kept} overlap; keep recordings in a folder of their own '
@@ -117,7 +117,7 @@ def read_sealed(path: Path) -> bytes | None: # None: there is no whole one
 def locked(place: Path,      # what is going to be made
            wait: bool = True,
           ) -> Iterator[bool]: # whether the lock is held; without `wait` another process or thread may have it
-    "Hold the lock of a place. Raises `BadInput` if there can be no lock file."
+    "Hold the lock of a place. Raises `BadInput` if the lock file cannot be made."
     folder = place.parent / '.locks'
     with writing(place):
         make_folder(place.parent)

@@ -20,7 +20,7 @@ from .files import build_folder, check_apart, write_csv
 
 # %% ../nbs/40_readers.ipynb #194b243c
 def find_files(root: Path, suffixes: set[str]) -> list[PurePosixPath]: # relative to root, sorted
-    "Every file below a folder with one of these suffixes, except hidden ones."
+    "All files below a folder with one of these suffixes, except hidden ones."
     def refuse(err):
         raise BadInput(f'{brief(err.filename)}: cannot be listed ({err.strerror})') from err
     paths, visited, start = [], set(), len(os.path.join(root, ''))
@@ -153,7 +153,7 @@ def locate(turns: pd.DataFrame, # path: where the release has the recording
            root: Path,
            inside: str = '',    # only recordings in folders of this name count
           ) -> pd.DataFrame:    # one row per turn and recording
-    "The turns with the paths of all recordings that are called as in the release, wherever they lie."
+    "The turns with the paths of all recordings of the same name, in any folder."
     paths = [path for path in find_files(root, AUDIO) if inside in ('', *path.parts)]
     found = pd.DataFrame([(path.stem, str(path)) for path in paths], columns=['utterance', 'found'],
                          dtype=object)
@@ -230,7 +230,7 @@ def read_release(name: str, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 SUFFIXES = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # by the first four bytes of a file
 
 def write_part(data, part: str, folder: Path, columns: dict[str, str]) -> Iterator[dict]: # rows of a manifest
-    "Write the recordings of a `datasets.Dataset` below folder/part. Raises `BadInput` at what is missing."
+    "Write the recordings of a `datasets.Dataset` below folder/part. Raises `BadInput` if something is missing."
     from datasets import Audio
     for meaning, column in columns.items():
         require(column in data.features, f'{meaning}: the data set has no column {column!r}, it has '

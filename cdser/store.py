@@ -309,7 +309,7 @@ def megabytes(path: Path) -> float:
     return sum(file.stat().st_size for file in (path, *path.rglob('*')) if file.is_file()) / 1e6
 
 def by_version(store: RunStore) -> pd.DataFrame: # one row per version: cdser, code, runs, megabytes, used
-    "How many runs of a store each version made. A run that cannot be read counts as of an unknown version."
+    "The number of runs by version. A run that cannot be read counts as of an unknown version."
     rows = []
     for run in store.runs():
         try:
@@ -322,7 +322,7 @@ def by_version(store: RunStore) -> pd.DataFrame: # one row per version: cdser, c
     return table.assign(used=table.code == code_digest())
 
 def say_versions(store: RunStore) -> str: # one line; '' if all runs are of this code
-    "What a notebook prints about runs that other code made."
+    "The line that a notebook prints about runs of other code."
     table = by_version(store)
     others = [f'{row.runs} of cdser {row.cdser} (code {row.code})' for row in table[~table.used].itertuples()]
     if not others:
@@ -347,7 +347,7 @@ def unused(store: RunStore) -> list[Path]:
     return audio + checkpoints
 
 def prune(store: RunStore) -> pd.DataFrame: # one row per removed file or folder: name, megabytes
-    "Remove what no run needs. Raises `BadInput` while another process works in the store."
+    "Remove the files of `unused`. Raises `BadInput` while another process works in the store."
     for lock in store.folder.rglob('.locks/*.lock'):
         with locked(lock.parent.parent / lock.stem, wait=False) as free:
             require(free, f'{store.folder}: {lock.stem} is being made; prune when nothing is under way')

@@ -76,7 +76,7 @@ def as_place(name: str, value) -> Path:
     return as_path(name, as_declared(name, str(value) if type(value) is int else value, str))
 
 def as_fields(name: str, given) -> dict: # fields of Experiment
-    "Raise `BadInput` if it is not a mapping, or a field is unknown or decided by the notebook."
+    "The mapping. Raises `BadInput` if it is none, or a field is unknown or decided by the notebook."
     require(isinstance(given, dict),
             f'{name}: {repr(given)[:80]} is not a mapping of fields to values, as {{views: 2}}')
     for field in given:
@@ -86,7 +86,7 @@ def as_fields(name: str, given) -> dict: # fields of Experiment
 # %% ../nbs/50_study.ipynb #6cc8f76c
 @dataclass(frozen=True)
 class Study:
-    "What the parameters of a notebook decided."
+    "A checked set of parameters, and the experiments and runs that follow from it."
     pairs: list[tuple[str, str]] # (source, target)
     seeds: int                   # behind the main table; 0: one for each fold of the target
     few: int                     # behind everything else

@@ -126,7 +126,7 @@ EFFECTS = pd.DataFrame.from_dict(orient='index', data={
 
 # %% ../nbs/41_synthetic.ipynb #45ec13c5
 def draw_performances(studio: Studio, rng: np.random.Generator) -> pd.DataFrame: # one row per utterance
-    "Who says which sentence (`text`) with which emotion, with the columns of `draw_speakers` and EFFECTS."
+    "Speaker, `text` and emotion of each utterance, with the columns of `draw_speakers` and EFFECTS."
     n, columns = studio.utterances, EFFECTS.columns
     speakers = draw_speakers(studio, rng)
     style = rng.standard_normal((len(speakers), len(LABELS), len(columns))) * EFFECTS.loc['style'].to_numpy()

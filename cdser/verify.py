@@ -237,7 +237,7 @@ class Verification:
                                         sha256=self.facts.sha256)[list(COLUMNS)]
     @property
     def usable(self) -> pd.DataFrame: # COLUMNS
-        "The same without what runs refuse."
+        "The same without the recordings that runs refuse."
         return self.table[~self.facts.refused].reset_index(drop=True)
     def __str__(self) -> str:
         hours = self.facts.seconds.sum() / 3600
@@ -267,7 +267,7 @@ def of_splits(fitness: pd.DataFrame) -> list[tuple[str, str, str]]: # level, kin
     return [(row.level, row.kind, f'{row.role}, {row.what}: {row.detail}') for row in same.itertuples()]
 
 def verdict(report: Verification) -> list[str]: # lines
-    "For which roles the copy is fit, and what to do."
+    "The roles for which the copy is fit, and the remedies."
     errors, refused = report.findings[report.findings.level == 'error'], int(report.facts.refused.sum())
     wrong, lines = sorted(set(errors.kind)), []
     for role in report.roles:
@@ -295,7 +295,7 @@ def verify(name: str,                     # the corpus
            plan: dict | None = None,      # how it is to be tested on, from `plan_folds`; None: by its default
            disjoint_texts: bool = False,
           ) -> Verification:
-    "Read every recording and compare it with what is known. Raises `BadInput` if there is no valid table."
+    "Read every recording and compare it with the release. Raises `BadInput` if there is no valid table."
     for kind in allow:
         check_choice('allow', kind, ERRORS)
     start = time.perf_counter()
