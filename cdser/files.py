@@ -114,7 +114,7 @@ def read_sealed(path: Path) -> bytes | None: # None: there is no whole one
 
 # %% ../nbs/20_files.ipynb #18e213ee
 @contextmanager
-def locked(place: Path,      # what is going to be made
+def locked(place: Path,      # the file or folder to be made
            wait: bool = True,
           ) -> Iterator[bool]: # whether the lock is held; without `wait` another process or thread may have it
     "Hold the lock of a place. Raises `BadInput` if the lock file cannot be made."

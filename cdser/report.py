@@ -96,7 +96,7 @@ CAPTION = (
     'differences. The epoch was chosen on held-out speakers of the corpus named under "validated on".')
 
 def within_scale(table: pd.DataFrame) -> pd.DataFrame:
-    "The same with intervals cut at what the quantities can be: a UAR at 0 and 100, a difference at ±100."
+    "The same with intervals cut at the bounds of the quantities: a UAR at 0 and 100, a difference at ±100."
     least = {column: 0 if column.startswith('uar') else -100
              for column in table if column.endswith(('_low', '_high'))}
     return table.assign(**{column: table[column].clip(low, 100) for column, low in least.items()})

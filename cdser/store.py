@@ -189,7 +189,7 @@ class RunFiles:
 
     @cached_property
     def config(self) -> dict:
-        "How it was made; the hash of its `identity` is the folder's name."
+        "The experiment and its identity, whose hash is the folder's name, and the record of its computation."
         return json.load(self.read('config.json'))
 
     def checked(self, inside: str) -> Path:
@@ -299,7 +299,7 @@ class RunStore:
         return Checkpoints(self.folder / '.unfinished' / f'{id}.checkpoint')
 
     def runs(self) -> list[Run]:
-        "All stored runs, of whatever version; none is verified yet."
+        "All stored runs, of any version, not yet verified."
         folders = sorted(path.parent for path in self.folder.glob('*/config.json'))
         return [Run(folder) for folder in folders if re.fullmatch('[0-9a-f]{12}', folder.name)]
 

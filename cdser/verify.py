@@ -117,7 +117,7 @@ def compare(table: pd.DataFrame,     # of a copy
             reference: pd.DataFrame, # the same rows in the release or the manifest; NaN if they are not there
             source: str,             # 'release' or 'manifest'
            ) -> Iterator[tuple]:     # (name, kind, detail)
-    "Recordings that are not what they should be."
+    "Recordings that differ from the release or the manifest."
     rows = zip(utterance_names(table), table.itertuples(), facts.itertuples(), reference.itertuples())
     for name, row, fact, expected in [row for row in rows if isinstance(row[3].path, str)]:
         rules = [(getattr(row, column) != getattr(expected, column), 'relabelled',
