@@ -123,7 +123,8 @@ def run_split(corpus: Corpus, root: Root,
 @app.command('fetch', help='download a corpus that is free to fetch; without arguments, list all', epilog=STATUS)
 def run_fetch(corpus: Annotated[str | None, typer.Argument(help='its name, such as nemo')] = None,
               folder: Annotated[Path | None, typer.Argument(parser=place, metavar='FOLDER')] = None,
-              accept_licence: Annotated[bool, typer.Option('--accept-licence', help='you agree to it')] = False) -> None:
+              accept_licence: Annotated[bool, typer.Option('--accept-licence', help='you agree to it')] = False,
+              ) -> None:
     require(folder or not corpus, 'fetch: name the folder, too, as in cdser fetch nemo corpora/nemo')
     print(f'{folder}: {fetch(corpus, folder, accept_licence)} files fetched' if corpus else
           list_origins().to_string())
