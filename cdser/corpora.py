@@ -25,7 +25,7 @@ AUDIO = {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 COLUMNS = ('path', 'start', 'end', 'emotion', 'label', 'speaker', 'session', 'gender', 'text_id',
            'duration_s', 'sample_rate', 'sha256')
 NUMBERS = ('start', 'end', 'duration_s', 'sample_rate')
-IDENTITIES = ('speaker', 'session', 'text_id') # what splits keep apart
+IDENTITIES = ('speaker', 'session', 'text_id') # splits keep them apart
 
 # %% ../nbs/02_corpora.ipynb #0f8e6b3a
 INVISIBLE = ''.join(map(chr, ( # soft hyphen, zero-width spaces, marks of direction
@@ -213,7 +213,7 @@ OUTSIDE = r'^/|^[A-Za-z]:|\\|(?:^|/)\.{0,2}(?:/|$)' # a path that is absolute, o
 def check_table(table: pd.DataFrame,                    # with at least path, speaker, and label or emotion
                 name: str,                              # where it came from, for messages
                 emotions: dict[str, str] | None = None, # emotion -> label or ''; None: its labels count
-               ) -> pd.DataFrame:                       # all of COLUMNS, without what is left out
+               ) -> pd.DataFrame:                       # all of COLUMNS, without emotions left out
     "Fill in labels and optional columns. Raises `BadInput`, naming the row, at the first invalid value."
     check_columns(table, name, COLUMNS,
                   needs=('path', 'speaker') if 'emotion' in table else ('path', 'label', 'speaker'))

@@ -29,7 +29,7 @@ class Origin:
     citation: str
     licence: str
     home: str              # the page of its owners
-    layout: str            # what its folder must hold
+    layout: str            # the required content of its folder
     ask: str = ''          # how to get it by hand; empty if `fetch` can download it
     base_url: str = ''     # the address above all files
     archive: str = ''      # the file that holds everything; empty: each file of the manifest is downloaded
@@ -186,7 +186,7 @@ def fetch_files(session: requests.Session, base_url: str, o: Origin, folder: Pat
 
 def path_in_corpus(name: str, # of a member of an archive
                    top: str,  # the folder of the corpus in the archive
-                  ) -> str:   # '' if the member is not to be unpacked
+                  ) -> str:   # '' if the member is skipped
     "Path of a member in the corpus's folder; '' for hidden files and names that lead outside it."
     path = PurePosixPath(name)
     hidden = any(part.startswith(('.', '__MACOSX')) for part in path.parts) # so is `..`

@@ -222,7 +222,7 @@ def figure_matrix(table: pd.DataFrame,   # of `compare_methods`
 # %% ../nbs/27_figures.ipynb #f1e41f7f
 @styled
 def figure_distance(table: pd.DataFrame, # of `compare_methods`, one row per pair, with a column `distance`
-                    label: str = 'distance', # what the number behind each pair is
+                    label: str = 'distance', # name of the number behind each pair
                    ) -> Figure:
     "The gain of every pair, the nearest corpora at the bottom, the farthest on top."
     rows = within_scale(table).sort_values('distance').to_dict('records')

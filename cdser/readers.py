@@ -64,7 +64,7 @@ class Release:
     "A published corpus with everything in its file names; calling it reads a copy."
     example: str # a path of the release, for messages
     pattern: str # of a path without its suffix; groups: emotion, speaker, gender, text_id, utterance
-    words: dict[str, dict[str, str]] = field(default_factory=dict) # column -> what its codes mean
+    words: dict[str, dict[str, str]] = field(default_factory=dict) # column -> meanings of its codes
     complete: Callable[[pd.DataFrame], pd.DataFrame] | None = None # for columns that no pattern gives
     people: tuple[str, str, str] | None = None # a file with genders, its columns for speaker and gender
 
@@ -253,7 +253,7 @@ def write_part(data, part: str, folder: Path, columns: dict[str, str]) -> Iterat
 # %% ../nbs/40_readers.ipynb #5a1e0c26
 def import_dataset(saved: Path,             # a folder that `save_to_disk` wrote
                    folder: Path,            # the corpus to make; it must not exist
-                   audio: str = 'audio',    # which columns of the data set hold what
+                   audio: str = 'audio',    # the columns of the data set
                    emotion: str = 'label',
                    speaker: str = 'speaker',
                   ) -> pd.DataFrame:        # path, emotion, speaker; and session, gender, text_id if known

@@ -82,7 +82,7 @@ def code_digest() -> str: # 12 hexadecimal digits
     return digest_of_code(LOADED)
 
 # %% ../nbs/24_store.ipynb #202d3418
-FORMAT = 4 # of what is stored
+FORMAT = 4 # of stored runs
 
 def identify(e: Experiment, parts: str, weights: str, device: str = 'cpu') -> dict: # for JSON
     "Everything that decides a run, from `Parts.digest` and `weights_digest`; its hash is the run's id."

@@ -110,7 +110,7 @@ class Study:
 
     def run(self,
             experiments: list[Experiment],
-            one_cell_each: bool = True, # whether tables tell their methods apart
+            one_cell_each: bool = True, # whether each needs its own cell in tables
            ) -> list[Run]:              # in order
         "The runs of experiments; those in the store are not computed again."
         if one_cell_each:

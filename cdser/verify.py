@@ -292,7 +292,7 @@ def verify(name: str,                     # the corpus
            allow: tuple[str, ...] = (),   # kinds of error to treat as warnings, such as changed
            progress: bool = True,
            roles: tuple[str, ...] = ROLES,
-           plan: dict | None = None,      # how it is to be tested on, from `plan_folds`; None: by its default
+           plan: dict | None = None,      # its folds, from `plan_folds`; None: the default
            disjoint_texts: bool = False,
           ) -> Verification:
     "Read every recording and compare it with the release. Raises `BadInput` if there is no valid table."
@@ -329,7 +329,7 @@ def verify(name: str,                     # the corpus
     report.insert(0, 'level', ['warning' if kind in allow else KINDS[kind] for kind in report.kind])
     report = report.sort_values(['level', 'kind', 'path'], ignore_index=True)
     facts['refused'] = facts.wrong.notna()
-    keep = ~facts.refused | (not allow) # what is allowed is done without
+    keep = ~facts.refused | (not allow) # allowed errors: without these recordings
     rest = replace(corpus, table=table.assign(sha256=facts.sha256)[keep].reset_index(drop=True))
     fitness = pd.DataFrame([(role, *finding) for role in roles for finding in
                             audit_corpus(rest, role, plan, facts['clip'][keep].to_numpy(), disjoint_texts)],
