@@ -310,7 +310,7 @@ def as_splits(frozen: pd.DataFrame, table: pd.DataFrame, name: Path) -> list[Spl
     splits = [Split(*(np.flatnonzero(parts[column] == part) for part in PARTS)) for column in parts]
     for fold, split in enumerate(splits):
         for finding in shared_findings(table, split, f'fold_{fold}'):
-            raise BadInput(f'{name}: {finding.what}: {finding.detail}')
+            require(finding.level == 'warning', f'{name}: {finding.what}: {finding.detail}')
     return splits
 
 def read_split(path: Path, table: pd.DataFrame) -> list[Split]: # one per fold
