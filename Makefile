@@ -20,7 +20,7 @@ evidence: reproduce ## labels, weights, pairs of corpora, rivals and the ledger 
 
 test: .venv/ready ## the chapters, the library against its notebooks, and behaviour across chapters
 	OMP_NUM_THREADS=1 $(RUN)/nbdev_test --path nbs --n_workers $(JOBS)
-	$(RUN)/python -m pytest tests -n $(JOBS)
+	$(RUN)/python -m pytest tests -n $(JOBS) --dist worksteal
 
 lowest: ## training, runs, audio and commands with the lowest versions that settings.ini allows; downloads them
 	$(PYTHON) -m venv .venv-lowest

@@ -7,7 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from conftest import group_of
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -109,14 +108,3 @@ def test_the_readme_names_the_targets_of_the_makefile():
     named = set(re.findall(r'`?make ([a-z]+)', (ROOT / 'README.md').read_text(encoding='utf-8')))
     assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'lint', 'audit'} <= targets
     assert {'reproduce', 'test', 'evidence', 'lab', 'bench', 'lint'} <= named <= targets | {'clean'}
-
-
-def test_tests_that_share_a_fixture_of_their_module_run_in_one_worker(request):
-    free, groups = 0, {}
-    for item in request.session.items:
-        wide = {name for name, defined in item._fixtureinfo.name2fixturedefs.items() if defined[-1].scope == 'module'}
-        group = group_of(item.nodeid)
-        assert bool(wide) == (group != item.nodeid), f'{item.nodeid} rests on {wide}'
-        groups.setdefault(group, []).append(wide)
-        free += not wide
-    assert free and all(len(fixtures) == 1 or set.intersection(*fixtures) for fixtures in groups.values())
