@@ -28,11 +28,11 @@ from .config import SAMPLE_RATE, BadInput, require
 # %% ../nbs/01_audio.ipynb #c2186c39
 CUT = 'truncated or damaged; copy it again'
 JOINED = 'holds a second recording behind the first; cut it into files'
-LOOSE = 64 # bytes by which a chunk may miss the end of the file: padding, a line break, a header written too early
+LOOSE = 64 # bytes by which a chunk may miss the end of the file, for example because of padding
 OPEN = (0, 2**31 - 2**16, 2**31 + 2**16, 2**32 - 2**16) # lengths that mean "not known": 0, about 2 GiB, about 4 GiB
 
 def wav_chunks(raw) -> tuple[list[tuple[bytes, int, int]], int]:
-    "Name, first byte and length of each chunk, as long as what follows looks like one; and where the last ends."
+    "Name, first byte and length of each chunk, up to bytes that are not one; and where the last chunk ends."
     chunks, at = [], 12
     while at + 8 <= len(raw) and re.fullmatch(rb'[ -~]{4}', raw[at:at + 4]):
         length = int.from_bytes(raw[at + 4:at + 8], 'little')
@@ -79,8 +79,8 @@ def check_ogg(raw) -> None:
     require(last, CUT)
 
 # %% ../nbs/01_audio.ipynb #7fcd481a
-FLAC_HEAD = rb'fLaC[\0\x80]\0\0\x22' # a recording has one
-MP3_TAG = rb'(?:Xing|Info)\0\0\0|VBRI\0' # or none
+FLAC_HEAD = rb'fLaC[\0\x80]\0\0\x22' # once in a FLAC file
+MP3_TAG = rb'(?:Xing|Info)\0\0\0|VBRI\0' # at most once in an MP3 file
 
 def check_container(raw) -> int: # where the length of the audio must be replaced before decoding; 0: nowhere
     "Raise `BadInput` if its container shows that a file is cut, joined or damaged."
@@ -97,7 +97,7 @@ RATES = (4_000, 192_000) # Hz, lowest and highest that are plausible
 LONGEST = 3600           # seconds
 BLOCK = 2**20            # samples of all channels that are read at a time
 WIDTHS = dict(PCM_S8=1, PCM_16=2, PCM_24=3) # bytes per sample in FLAC
-UNKNOWN = 2**63 - 1      # frames, as libsndfile calls a length that no header says
+UNKNOWN = 2**63 - 1      # frames that libsndfile reports if no header states the length
 
 class Forward(sf.SoundFile):
     "A sound file that is only read forward."
@@ -115,7 +115,7 @@ def check_header(sound: sf.SoundFile) -> None:
 
 @contextmanager
 def piped(raw) -> Iterator[int]: # a descriptor
-    "Bytes through a pipe: a decoder that cannot ask for a file's size reads to its end and guesses no length."
+    "Pass bytes through a pipe: a decoder that cannot see the size reads to the end and guesses no length."
     reader, writer = os.pipe()
     def feed():
         with suppress(BrokenPipeError), os.fdopen(writer, 'wb') as file:
@@ -130,11 +130,11 @@ def piped(raw) -> Iterator[int]: # a descriptor
 
 # %% ../nbs/01_audio.ipynb #888782ee
 def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float32
-    "The mean of all channels. Raises `BadInput` unless the frames are as many as the file says, with FLAC's MD5."
+    "The mean of all channels. Raises `BadInput` if the number of frames or FLAC's MD5 is wrong."
     blocks, count, checksum = [], 0, hashlib.md5(usedforsecurity=False)
-    dtype = 'int32' if md5 else 'int16' if sound.subtype == 'PCM_16' else 'float32' # soundfile is slow to convert
+    dtype = 'int32' if md5 else 'int16' if sound.subtype == 'PCM_16' else 'float32' # NumPy converts faster
     while count <= LONGEST * sound.samplerate:
-        size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1) # soundfile allocates all it is asked for
+        size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1) # it allocates this
         block = sound.read(size, dtype, always_2d=True)
         if not len(block):
             break
@@ -166,7 +166,7 @@ def naming(path: Path) -> Iterator[None]:
                        'expected WAV, FLAC, OGG, Opus or MP3') from err
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the mean over channels; the rate in Hz
-    "A recording at its own rate. Raises `BadInput`, naming the file, if it is missing, not audio, or not complete."
+    "A recording at its own rate. Raises `BadInput`, naming the file, if it is missing, not audio or cut."
     with naming(path), open(path, 'rb', buffering=0) as file, ExitStack() as stack:
         size = os.fstat(file.fileno()).st_size
         require(0 < size < 2**32,
@@ -189,7 +189,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the 
 # %% ../nbs/01_audio.ipynb #15453b02
 @lru_cache(maxsize=8)
 def resampling_filter(up: int, down: int) -> np.ndarray: # (taps,) float32
-    "The filter that `resample_poly` designs for each call; at odd rates that takes longer than to apply it."
+    "The default filter of `resample_poly`, kept: at odd rates, designing it takes longer than applying it."
     return firwin(20 * max(up, down) + 1, 1 / max(up, down), window=('kaiser', 5.)).astype(np.float32)
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray: # (samples,) float32 at SAMPLE_RATE
@@ -208,7 +208,7 @@ LOUDEST = 1e3   # of full scale; beyond it a floating-point recording is damaged
 CLIPPING = .999 # of full scale
 
 def why_unusable(samples: np.ndarray, seconds: float) -> tuple[str, str] | None: # a keyword, and a sentence
-    "Why a recording cannot be trained on; None: it can."
+    "Why a recording cannot be trained on; None if it can."
     peak = max(samples.max(initial=0), -samples.min(initial=0)) # NaN if there is one
     if not peak <= LOUDEST: # NaN as well
         return 'not finite', 'holds samples that are not finite, or far beyond full scale; export it again'

@@ -62,7 +62,7 @@ class AudioStore:
         return self.samples[self.ends[i] - self.lengths[i]:self.ends[i]].view(np.ndarray)
 
 # %% ../nbs/21_audio_store.ipynb #73ec076a
-def check_segments(paths: list[Path], segments) -> np.ndarray | None: # (n, 2) float64; None: whole recordings only
+def check_segments(paths: list[Path], segments) -> np.ndarray | None: # (n, 2) float64; None: no segments
     "Raise `BadInput`, naming row and file, unless each segment has a start before its end, or neither."
     if segments is None or np.isnan(segments).all():
         return None
@@ -83,7 +83,7 @@ def open_store(folder: Path,                       # holds any number of stores
                segments: np.ndarray | None = None, # (n, 2) start and end in seconds, NaN for whole recordings
                digests: list[str] | None = None,   # the recordings' SHA-256, if they are known
               ) -> AudioStore:
-    "The store of these recordings, decoded if it is new. Raises `BadInput` for missing, bad or changing ones."
+    "The store of these recordings, decoded if new. Raises `BadInput` for missing, bad or changing ones."
     require(paths, 'paths: there are no recordings to open')
     require(max_seconds is None or SHORTEST <= max_seconds < math.inf,
             f'max_seconds: {max_seconds} is invalid; expected at least {SHORTEST}, or None')

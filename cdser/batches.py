@@ -32,7 +32,7 @@ SOURCE, TARGET = 0, 1 # domains
 
 @dataclass(frozen=True)
 class InMemory:
-    "Decoded utterances in memory. An `AudioStore` has the same `lengths` and `[i]`, for a file."
+    "Decoded utterances in memory. A later chapter's `AudioStore`, on disk, has the same interface."
     samples: list[np.ndarray] # each (samples,) float32 at SAMPLE_RATE
 
     @property
@@ -80,7 +80,7 @@ def few_labels(labels: np.ndarray, # (n,) int64
                shots: int,         # number of each class to show, or all if there are fewer
                seed: int,
               ) -> np.ndarray:     # (n,) int64, UNLABELLED if the label is not shown
-    "The labels of a few utterances of each class; those of fewer shots are among those of more."
+    "The labels of a few utterances of each class; a smaller number of shots shows a subset."
     order = np.random.default_rng([seed, 1]).permutation(len(labels))
     shown = np.concatenate([order[labels[order] == c][:shots] for c in range(len(LABELS))])
     return np.where(np.isin(np.arange(len(labels)), shown), labels, UNLABELLED)
@@ -103,7 +103,7 @@ class Utterances:
         return collate(self.store, self.rows[at], self.labels[at], device, self.domain)
 
     def at_most(self, n: int) -> 'Utterances':
-        "The same, or `n` of them, evenly spaced."
+        "These utterances or, if there are more than `n`, `n` of them, evenly spaced."
         at = np.linspace(0, len(self.rows) - 1, min(n, len(self.rows))).astype(np.int64)
         return replace(self, rows=self.rows[at], labels=self.labels[at])
 

@@ -49,7 +49,7 @@ def controlled(device: str) -> Iterator[None]:
 ROLES = ('source', 'target') # names of SOURCE and TARGET in a run's files
 
 def classify(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np.ndarray]: # predictions, embeddings
-    "A trained model's outputs for the validating and the tested speakers. Raises `Diverged` if they are not finite."
+    "A model's outputs for the validating and the tested speakers. Raises `Diverged` if they are not finite."
     tables, embeddings, labels = [], [], np.array(LABELS)
     for part, utterances in (('valid', parts.valid), ('test', parts.test)):
         p, z = predict(model, utterances.store, utterances.rows, device=device, domain=utterances.domain)
@@ -77,7 +77,7 @@ def compute_metrics(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch
 # %% ../nbs/23_compute.ipynb #7d332549
 @dataclass(frozen=True)
 class Outcome:
-    "What a run came to."
+    "The results of a run."
     history: pd.DataFrame     # one row per epoch
     predictions: pd.DataFrame # one row per utterance of the validating and tested speakers
     embeddings: np.ndarray    # (rows of predictions, width) float32
@@ -85,7 +85,7 @@ class Outcome:
     model: Recogniser         # with the weights of the best epoch
 
     def write(self, folder: Path) -> None:
-        "Write all of it as the files of a run."
+        "Write the results as the files of a run."
         (folder / 'metrics.json').write_text(json.dumps(self.metrics, indent=1, allow_nan=False))
         self.history.to_csv(folder / 'history.csv', index=False)
         write_csv(self.predictions, folder / 'predictions.csv')
@@ -97,9 +97,9 @@ def compute(e: Experiment,
             weights: str,       # the digest of the first weights when the run was planned
             device: str = 'cpu',
             progress: bool = True,
-            checkpoints=None,   # a `Checkpoints`: where to continue from, and where to write; None: neither
+            checkpoints=None,   # a `Checkpoints` to continue from and to write to, or None
            ) -> Outcome:
-    "Train and test, in `controlled` surroundings. Raises `Diverged`, and `BadInput` if the encoder changed meanwhile."
+    "Train and test; call it in `controlled`. Raises `Diverged`, and `BadInput` if the encoder changed."
     model = build(e)
     require(weights_digest(model) == weights,
             f'encoder: {shown(e.encoder)} is another than when the work began; start again')

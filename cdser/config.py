@@ -18,7 +18,7 @@ from typing import Any
 
 # %% ../nbs/00_config.ipynb #4b0ba5da
 LABELS = ('ang', 'hap', 'neu', 'sad')
-UNLABELLED = -1      # the class index of a label that may not be seen
+UNLABELLED = -1      # in place of a class, if its label may not be seen
 SAMPLE_RATE = 16_000 # Hz; the rate that Wav2Vec2 is trained on
 
 # %% ../nbs/00_config.ipynb #1d3ba409
@@ -30,7 +30,7 @@ def escape(text: str) -> str:
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
 class BadInput(ValueError):
-    "Input that the user can correct: the message names the file, row or parameter, what was expected, and what to do."
+    "Input that the user can correct; the message names the place, what was expected, and what to do."
     def __init__(self, message: str = ''):
         super().__init__(escape(message))
 
@@ -116,7 +116,7 @@ RIVALS = ('dann', 'cdan', 'coral', 'mmd', 'mcc', 'information_only', 'self_train
 # %% ../nbs/00_config.ipynb #8e50380a
 PROTOCOLS = ('k_fold', 'leave_one_session_out', 'leave_one_speaker_out', 'frozen')
 SESSIONS = ('iemocap', 'msp_improv') # the corpora that leave one session out by default
-SELECTIONS = ('valid_war', 'im_score', 'snd', 'bnm', 'dev') # accuracy of source speakers; four that use the target
+SELECTIONS = ('valid_war', 'im_score', 'snd', 'bnm', 'dev') # accuracy on the source; four that use the target
 
 def among(default: Any, *allowed) -> Any: # a dataclass field
     "A field with its smallest and largest value, or with its choices."
@@ -135,10 +135,10 @@ class Experiment:
     folds: int = among(3, 2, 1000)    # how many there are [ours]
     protocol: str = among('k_fold', PROTOCOLS) # how folds are made, one of PROTOCOLS [ours]
     disjoint_texts: bool = False      # whether tested texts are kept out of target training too [ours]
-    validation: float = among(.2, .01, .99) # share of the training speakers held out for early stopping [ours]
+    validation: float = among(.2, .01, .99) # share of utterances held out, by speaker, to stop early [ours]
     shots: int = among(4, 1, 10**6)   # visible target utterances per emotion, in the setup few_shot [ours]
     # encoder
-    encoder: str = 'nano'             # 'nano', a local folder, or a hub id; the paper says Wav2Vec2, not which
+    encoder: str = 'nano'             # 'nano', a local folder, or a hub id; the paper: some Wav2Vec2
     freeze_front_end: bool = False    # keep the convolutional front end as pre-trained [ours]
     freeze_encoder: bool = False      # keep the whole encoder except the layer mix as pre-trained [ours]
     projection: int = among(128, 1, 4096) # width of the contrastive projection [ours]
@@ -151,7 +151,7 @@ class Experiment:
     # optimisation: all [ours], except that source and target alternate and validation accuracy stops [paper]
     epochs: int = among(12, 1, 10**5) # passes over the larger training set of the pair, in every setup
     epoch_steps: int = among(0, 0, 10**6) # steps on each corpus after which an epoch ends early; 0: no limit
-    selection: str = among('valid_war', SELECTIONS) # which epoch is kept; the paper: validation accuracy
+    selection: str = among('valid_war', SELECTIONS) # criterion that chooses the epoch; the paper: accuracy
     patience: int = among(10, 1, 10**6) # epochs without a better one before stopping
     batch_seconds: float = among(16., .1, 1e5) # audio in a batch, before views are added
     encoder_lr: float = among(2e-3, 1e-9, 10.) # peak learning rate of the encoder
@@ -162,7 +162,7 @@ class Experiment:
     max_seconds: float = among(15., .1, 3600.) # longer utterances are cut when read
 
 # %% ../nbs/00_config.ipynb #a90df270
-ALLOWED = {f.name: f.metadata['allowed'] for f in fields(Experiment) if f.metadata} # smallest and largest, or choices
+ALLOWED = {f.name: f.metadata['allowed'] for f in fields(Experiment) if f.metadata} # bounds, or choices
 
 # %% ../nbs/00_config.ipynb #eb150e23
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'printable text'} # for messages
@@ -191,7 +191,7 @@ def as_declared(name: str,          # the field, for the message
 
 # %% ../nbs/00_config.ipynb #efc571b7
 def as_weights(weights: Any) -> dict[str, float]:
-    "Loss terms and weights in the order of LOSSES: a sum rounds by the order of its terms. Raises `BadInput`."
+    "Loss terms and weights in the order of LOSSES, since rounding depends on it. Raises `BadInput`."
     require(isinstance(weights, dict),
             f'weights: {repr(weights)[:80]} is not a mapping of loss terms to numbers')
     for term in weights:
@@ -209,7 +209,7 @@ def as_augmentations(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 def with_types(e: Experiment) -> Experiment:
-    "The same with the types that the fields declare. Raises `BadInput` if a value does not fit its field."
+    "The experiment, with values of the declared types. Raises `BadInput` if a value does not fit its field."
     require(isinstance(e, Experiment),
             f'experiment: {repr(e)[:80]} is not one; write Experiment(source, target)')
     plain = {f.name: as_declared(f.name, getattr(e, f.name), f.type, ALLOWED.get(f.name, ()))
@@ -246,13 +246,13 @@ def content_hash(value: Any) -> str: # 12 hexadecimal digits
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def method_name(weights: dict) -> str: # a key of METHODS, or the weights spelt out
-    "What a table calls these weights."
+    "The name of these weights in tables."
     names = {content_hash(named): name for name, named in METHODS.items()}
     spelt_out = ' + '.join(f'{weight:g} {term}' for term, weight in sorted(weights.items()))
     return names.get(content_hash(weights), spelt_out)
 
 def describe(e: Experiment) -> str: # the method's name, and the options that are on
-    "What a table calls an experiment's method."
+    "The name of an experiment's method in tables."
     options = {'standardised': e.standardise, f'by {e.selection}': e.selection != 'valid_war'}
     return ', '.join([method_name(e.weights), *(name for name, used in options.items() if used)])
 
@@ -262,7 +262,7 @@ def check_fields(names, what: str = 'settings') -> None:
         check_choice(what, name, [f.name for f in fields(Experiment)])
 
 def from_dict(values: dict) -> Experiment:
-    "The experiment that `asdict` wrote, read back from JSON. Raises `BadInput` at a missing, unknown or invalid field."
+    "The experiment that `asdict` wrote. Raises `BadInput` at a missing, unknown or invalid field."
     require(isinstance(values, dict),
             f'experiment: {repr(values)[:80]} is not a mapping of fields to values')
     check_fields(values, 'experiment')
@@ -277,8 +277,8 @@ ROWS = (('source_only', 'emotion_only'), ('unlabelled_target', 'proposed'),
 ABLATIONS = ('no_augmentation', 'no_contrastive', 'no_information')
 
 def main_experiments(pairs: list[tuple[str, str]], # (source, target)
-                     seeds: int,                   # how many; seed s tests fold s modulo the folds; 0: one per fold
-                     plans: dict[str, dict] | None = None, # target -> fields of Experiment for its test protocol
+                     seeds: int,                   # how many (seed s tests fold s mod folds); 0: one per fold
+                     plans: dict[str, dict] | None = None, # target -> the fields of its test protocol
                      rows=ROWS,                    # (setup, method)
                      **settings,                   # other fields of Experiment
                     ) -> list[Experiment]:
@@ -296,7 +296,7 @@ class Profile:
     "Defaults of `90_reproduce` for one kind of machine and data."
     pairs: str       # 'source>target,source>target'
     seeds: int       # how many; 0: one for each fold of the target
-    ablation: int    # on how many of them the ablation is run; 0: on all
+    ablation: int    # number of seeds of the ablation; 0: all
     settings: dict   # fields of Experiment that differ from their defaults
 
 PROFILES = {

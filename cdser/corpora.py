@@ -151,7 +151,7 @@ class Corpus:
     root: Path
     table: pd.DataFrame # COLUMNS, one row per utterance
     left_out: dict[str, int] = field(default_factory=dict) # emotion -> utterances left out by the label map
-    overruled: int = 0             # utterances whose own label differs from the label map, which counts
+    overruled: int = 0             # utterances whose own label differs from the label map; the map counts
     ignored: tuple[str, ...] = ()  # columns of the manifest that are not read
     unlisted: tuple[str, ...] = () # recordings in the folder that its reader does not recognise
 
@@ -307,7 +307,7 @@ def read_corpus(name: str,                     # selects the reader and the line
                 root: Path,                    # the folder of the corpus
                 label_map: Path | None = None, # None: the shipped one
                ) -> Corpus:
-    """A checked table; whether its recordings are there is not checked.
+    """A checked table, without looking for its recordings.
 
     Warns of doubts (`CorpusWarning`). Raises `BadInput` if it cannot be read."""
     check_component('corpus', name)

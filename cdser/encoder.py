@@ -21,7 +21,7 @@ from .config import SAMPLE_RATE, BadInput, require, shown
 # %% ../nbs/06_encoder.ipynb #307df472
 def normalise(waveform: Tensor, # (samples,) float32, one utterance
              ) -> Tensor:       # (samples,) of zero mean and unit variance
-    "What `Wav2Vec2FeatureExtractor(do_normalize=True)` does."
+    "Scale to zero mean and unit variance, as `Wav2Vec2FeatureExtractor(do_normalize=True)` does."
     return F.layer_norm(waveform, waveform.shape, eps=1e-7)
 
 # %% ../nbs/06_encoder.ipynb #ca76e4d9
@@ -41,20 +41,20 @@ NANO = dict(conv_dim=(32, 64, 128, 128), conv_kernel=(16, 5, 4, 4), conv_stride=
             hidden_dropout=0., attention_dropout=0., activation_dropout=0., feat_proj_dropout=0., final_dropout=0.)
 
 # %% ../nbs/06_encoder.ipynb #edc47ed0
-REGULAR = dict(apply_spec_augment=False, layerdrop=0., # the views are the augmentation, and the mix needs every layer
-               add_adapter=False)                      # an adapter comes behind the layers that are mixed
+REGULAR = dict(apply_spec_augment=False, layerdrop=0., # views are the augmentation; the mix needs every layer
+               add_adapter=False)                      # an adapter follows the layers that are mixed
 HEADS = re.compile(r'(quantizer|project_q|project_hid|lm_head|projector|classifier|tdnn|objective|adapter)\..+'
-                   r'|layer_weights|(wav2vec2\.)?masked_spec_embed') # of other tasks, and of masked pre-training
+                   r'|layer_weights|(wav2vec2\.)?masked_spec_embed') # of other tasks and of pre-training
 
 def read_normalisation(name: str) -> bool:
-    "Whether an encoder expects normalised waveforms. Raises `BadInput` if it expects another rate than 16 kHz."
+    "Whether an encoder expects normalised waveforms. Raises `BadInput` if its rate is not 16 kHz."
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(name)
     except (OSError, ValueError, TypeError, AttributeError) as err:
         if os.path.isfile(os.path.join(name, 'preprocessor_config.json')):
             raise BadInput(f'encoder: {shown(name)} has a preprocessor_config.json that cannot be read '
                            f'({shown(err)})') from err
-        return True # there is none
+        return True # there is no such file
     require(extractor.sampling_rate == SAMPLE_RATE,
             f'encoder: {shown(name)} expects {extractor.sampling_rate} Hz; use one for {SAMPLE_RATE} Hz')
     return bool(extractor.do_normalize)
@@ -63,9 +63,9 @@ def read_model(kind: type[PreTrainedModel],
                name: str,                       # a folder or a hub id
                heads: re.Pattern | None = None, # tensors that may be there and are not used
                **config) -> PreTrainedModel:    # float32, on the CPU
-    "A pre-trained model of which nothing is random. Raises `BadInput` if it is incomplete, or of another kind."
+    "A pre-trained model without random tensors. Raises `BadInput` if it is incomplete, or of another kind."
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error() # the errors below say it
+    transformers_logging.set_verbosity_error() # the errors below report the same
     try:
         family = PretrainedConfig.get_config_dict(name)[0].get('model_type')
         if family not in ('wav2vec2', 'hubert'):
@@ -237,7 +237,7 @@ class Encoder(nn.Module):
             backbone.requires_grad_(False)
 
     def train(self, mode: bool = True):
-        "As of every module, except that a frozen backbone stays in evaluation mode, without dropout."
+        "Set the mode; a frozen backbone stays in evaluation mode, without dropout."
         super().train(mode)
         if self.freeze:
             self.backbone.eval()

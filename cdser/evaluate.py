@@ -158,12 +158,12 @@ def standard_error(outcomes: Outcomes, seed: int, draws: int,
 # %% ../nbs/10_evaluate.ipynb #bf75397b
 @dataclass(frozen=True)
 class Estimate:
-    "A mean over runs with its interval, as fractions. `low` to `effect` are NaN with a single seed."
+    "A mean over runs with its interval, as fractions. With one seed `low`, `high` and `p` are NaN."
     mean: float    # UAR, or the difference of two UARs
     low: float
     high: float
     p: float       # two-sided, for a mean of 0: of interest for differences
-    effect: float  # mean / standard deviation (n - 1) of the runs
+    effect: float  # mean / standard deviation (n - 1) of the runs; NaN with one run
     runs: int
     speakers: int
 
@@ -211,7 +211,7 @@ def holm(p, # (n,) p-values; NaN for a row without one
 
 # %% ../nbs/10_evaluate.ipynb #a31e37dd
 def speaker_only(cell: pd.DataFrame) -> pd.DataFrame:
-    "The same with `hit`: the chance of being correct if a run's predictions are shuffled within speakers."
+    "The cell with `hit`: the chance of being correct if a run's predictions are shuffled within speakers."
     who = ['seed', 'fold', 'speaker']
     counts = cell.groupby([*who, 'prediction']).size()
     correct = counts.reindex(pd.MultiIndex.from_frame(cell[[*who, 'label']]), fill_value=0).to_numpy()

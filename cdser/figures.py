@@ -48,7 +48,7 @@ def style():
         'text.parse_math': False, 'svg.hashsalt': 'cdser', 'svg.fonttype': 'path'}]) # a name may hold '$'
 
 def styled(draw):
-    "A function that makes a figure, under the settings of `style`, late ticks included."
+    "Let a function draw its figure completely, ticks included, under the settings of `style`."
     @wraps(draw)
     @style()
     def drawn(*args, **kwargs):
@@ -70,7 +70,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None: # without suff
 
 # %% ../nbs/27_figures.ipynb #5eb0d5e4
 def row_names(table: pd.DataFrame) -> pd.Series:
-    "What a figure calls the rows' cells; a name without a setup means that no target label was seen."
+    "Names of the rows in figures; a name without a setup means that no target label was seen."
     setup, method = words(table)
     baseline = table.setup.isin(('source_only', 'target_only')) & table.method.eq('emotion_only')
     name = setup.where(baseline, method + np.where(table.setup == 'unlabelled_target', '', ', ' + setup))
@@ -293,7 +293,7 @@ def figure_embeddings(before: Run, after: Run) -> Figure:
         points, e = projection(run), run.experiment
         for axes, (by, looks) in zip(column, colours.items()):
             markers = dict(zip(looks, MARKERS))
-            for (_, value), some in points.groupby([np.arange(len(points)) % 8, by]): # in turn: none on top
+            for (_, value), some in points.groupby([np.arange(len(points)) % 8, by]): # no class hides another
                 axes.scatter(some.x, some.y, s=11, lw=0, alpha=.8, marker=markers[value], color=looks[value])
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

@@ -39,7 +39,7 @@ def write_file(path: Path, content: str | bytes) -> None: # text is written in U
             draft.unlink(missing_ok=True)
 
 def make_folder(folder: Path) -> None:
-    "Make a folder and its parents, with the same permissions below a folder with the setgid bit (of a group)."
+    "Make a folder and its parents; below a folder with the setgid bit, with its permissions."
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ def read_sealed(path: Path) -> bytes | None: # None: there is no whole one
 @contextmanager
 def locked(place: Path,      # the file or folder to be made
            wait: bool = True,
-          ) -> Iterator[bool]: # whether the lock is held; without `wait` another process or thread may have it
+          ) -> Iterator[bool]: # whether the lock is held; False only without `wait`
     "Hold the lock of a place. Raises `BadInput` if the lock file cannot be made."
     folder = place.parent / '.locks'
     with writing(place):
@@ -148,7 +148,7 @@ def watch_parent(parent: int) -> None: # its process number
 # %% ../nbs/20_files.ipynb #baf4175c
 def content_digest(path: Path) -> str: # 64 hexadecimal digits
     "SHA-256 of a file. Raises `BadInput` if it cannot be read."
-    require(os.path.isfile(path), f'{path}: there is no such file') # reading a pipe or a device would never end
+    require(os.path.isfile(path), f'{path}: there is no such file') # a pipe has no end
     try:
         with open(path, 'rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest()

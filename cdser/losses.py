@@ -71,7 +71,7 @@ def entropy(p: Tensor,    # probabilities that sum to 1 along the last dimension
 # %% ../nbs/07_losses.ipynb #c614dcce
 def information_maximisation(logits: Tensor,              # (batch, classes)
                              prior: Tensor | None = None, # (classes,) expected shares; None: even ones
-                            ) -> Tensor:                  # scalar, nats; without a prior in [-log(classes), 0]
+                            ) -> Tensor:                  # scalar, nats; no prior: in [-log(classes), 0]
     "Mean entropy of predictions minus entropy of their mean (Liang et al. 2020, eq. 3-4), or KL to a prior."
     p = at_least_float32(logits).softmax(-1)
     p = p.clamp(min=torch.finfo(p.dtype).tiny) # the slope of entropy at 0 is infinite
@@ -84,7 +84,7 @@ def estimate_prior(probabilities: Tensor, # (n, classes) of target utterances, u
                    source_prior: Tensor,  # (classes,) shares of the classes in training, above 0
                    iterations: int = 100,
                   ) -> Tensor:            # (classes,) estimated shares, each at least .02 / classes
-    "Label shares without labels, by expectation maximisation (Saerens et al. 2002). Raises `BadInput` if empty."
+    "Label shares by expectation maximisation (Saerens et al. 2002). Raises `BadInput` without utterances."
     require(len(probabilities) != 0,
             'probabilities: no utterance is given, so no prior can be estimated')
     p = at_least_float32(probabilities)

@@ -25,7 +25,7 @@ class Outputs:
     emotion: Tensor      # (rows, 4) logits in the order of LABELS
     augmentation: Tensor # (rows, 7) logits: original, then AUGMENTATIONS
     projection: Tensor   # (rows, projection) for the contrastive loss, not normalised
-    domain: Tensor       # (rows,) logit of the target rather than the source, with the gradient reversed: DANN's
+    domain: Tensor       # (rows,) logit of the target against the source, with the gradient reversed: DANN's
     conditional: Tensor  # (rows,) the same from embedding and emotion together: CDAN's
 
 # %% ../nbs/09_model.ipynb #04f97713
@@ -37,7 +37,7 @@ class Standardisation(nn.Module):
         self.register_buffer('scale', torch.ones(2, width))
 
     def forward(self, x: Tensor, domains: Tensor) -> Tensor: # (rows, width), (rows,) int64 -> (rows, width)
-        "By the batch's statistics in training, by those learned otherwise."
+        "Scale by the batch's statistics in training, else by the learned ones."
         mean, scale = self.of_batch(x, domains) if self.training else (self.mean, self.scale)
         return (x - mean[domains]) / scale[domains]
 
@@ -48,7 +48,7 @@ class Standardisation(nn.Module):
         mean = member.T @ x / count
         return mean, (member.T @ (x - mean[domains]) ** 2 / count + 1e-5).sqrt()
 
-    def learn(self, encoded: dict[int, Tensor]) -> None: # domain -> (n, width) encoder outputs for its recordings
+    def learn(self, encoded: dict[int, Tensor]) -> None: # domain -> (n, width) encoder outputs
         "Set the statistics to those of whole corpora; a corpus that is not given gets those of the other."
         for domain in (0, 1):
             x = encoded.get(domain, next(iter(encoded.values()))).float()
@@ -97,7 +97,7 @@ class Recogniser(nn.Module):
 
 # %% ../nbs/09_model.ipynb #a9141b4b
 def build(e: Experiment) -> Recogniser:
-    "The model of an experiment, new weights drawn from its seed. Raises `BadInput` if the encoder cannot be loaded."
+    "An experiment's model, new weights drawn from its seed. Raises `BadInput` if no encoder can be loaded."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(e.seed)
         backbone = load_backbone(e.encoder)
@@ -131,7 +131,7 @@ def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
                for name, value in model.state_dict().items()}
     stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
     if model.standardisation:
-        mean, scale = model.standardisation.mean[1].cpu(), model.standardisation.scale[1].cpu() # of the target
+        mean, scale = model.standardisation.mean[1].cpu(), model.standardisation.scale[1].cpu() # target
         stock.projector.weight.data.div_(scale)
         stock.projector.bias.data.sub_(stock.projector.weight.data @ mean)
     return stock.eval()
@@ -147,7 +147,7 @@ def from_transformers(stock: Wav2Vec2ForSequenceClassification) -> Recogniser:
 
 # %% ../nbs/09_model.ipynb #2a985d92
 def save_stock(model: Recogniser, folder: Path) -> None:
-    "Write the emotion path as a folder for `pipeline('audio-classification')`: model, classes, feature extractor."
+    "Write model, classes and feature extractor as a folder for `pipeline('audio-classification')`."
     stock = to_transformers(model)
     stock.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, padding_value=0.,
@@ -155,7 +155,7 @@ def save_stock(model: Recogniser, folder: Path) -> None:
                              do_normalize=getattr(stock.config, 'do_normalize', True)).save_pretrained(folder)
 
 def load_stock(folder: Path) -> Wav2Vec2ForSequenceClassification: # float32, on the CPU, in evaluation mode
-    "A classifier that `save_stock` wrote. Raises `BadInput` if a tensor or a class differs from what that writes."
+    "A classifier that `save_stock` wrote. Raises `BadInput` if a tensor or a class is not as expected."
     with torch.random.fork_rng(devices=[]):
         stock = read_model(Wav2Vec2ForSequenceClassification, str(folder))
     require(list(stock.config.id2label.values()) == list(LABELS) and stock.config.use_weighted_layer_sum,

@@ -81,7 +81,7 @@ class Parts:
 
 # %% ../nbs/22_parts.ipynb #381492a0
 def split_target(e: Experiment, target: Recordings) -> Split:
-    "The fold that an experiment tests, made by its protocol or read from the corpus's split.csv. Raises `BadInput`."
+    "The fold that an experiment tests, made by its protocol or read from split.csv. Raises `BadInput`."
     if e.protocol != 'frozen':
         return target_split(target.corpus.table, e.fold, e.folds, e.validation, e.seed, e.protocol, e.disjoint_texts)
     file = target.corpus.root / 'split.csv'

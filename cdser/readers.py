@@ -230,7 +230,7 @@ def read_release(name: str, root: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 SUFFIXES = {b'RIFF': '.wav', b'fLaC': '.flac', b'OggS': '.ogg'} # by the first four bytes of a file
 
 def write_part(data, part: str, folder: Path, columns: dict[str, str]) -> Iterator[dict]: # rows of a manifest
-    "Write the recordings of a `datasets.Dataset` below folder/part. Raises `BadInput` if something is missing."
+    "Write the recordings of a `datasets.Dataset` into folder/part. Raises `BadInput` if data are missing."
     from datasets import Audio
     for meaning, column in columns.items():
         require(column in data.features, f'{meaning}: the data set has no column {column!r}, it has '
@@ -264,7 +264,7 @@ def import_dataset(saved: Path,             # a folder that `save_to_disk` wrote
     try:
         from datasets import load_from_disk
         data = load_from_disk(os.path.abspath(saved))
-    except Exception as err: # of three libraries
+    except Exception as err: # raised by any of three libraries
         raise BadInput(f'{saved}: cannot be read ({type(err).__name__}: {brief(err)}); name a folder that '
                        "save_to_disk wrote, and pip install 'cdser[datasets]'") from err
     parts = data if isinstance(data, dict) else {'': data}

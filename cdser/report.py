@@ -96,7 +96,7 @@ CAPTION = (
     'differences. The epoch was chosen on held-out speakers of the corpus named under "validated on".')
 
 def within_scale(table: pd.DataFrame) -> pd.DataFrame:
-    "The same with intervals cut at the bounds of the quantities: a UAR at 0 and 100, a difference at ±100."
+    "A table with intervals cut at the bounds of their quantities: a UAR at 0 and 100, a difference at ±100."
     least = {column: 0 if column.startswith('uar') else -100
              for column in table if column.endswith(('_low', '_high'))}
     return table.assign(**{column: table[column].clip(low, 100) for column, low in least.items()})
@@ -120,7 +120,7 @@ def words(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]: # setup, method
     return table.setup.str.replace('_', ' ') + shots, table.method.str.replace('_', ' ')
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    "A table of `compare_methods` for people."
+    "A table of `compare_methods` as text for people."
     name, = {column[:-5] for column in table if column.endswith('_mean')} - {'uar', 'war'}
     setup, method = words(table)
     baseline = table[f'{name}_mean'].isna()
@@ -155,7 +155,7 @@ def write_table(table: pd.DataFrame, # of `compare_methods`, or another with its
                 folder: Path,        # created if missing
                 name: str,           # of the two files, without suffix
                 caption: str,        # a paragraph above the Markdown table
-                as_text=readable,    # what makes the table for people
+                as_text=readable,    # makes the table for people
                ) -> Path:            # the CSV file
     "Write a table as CSV, to four decimal places, and as Markdown."
     folder = Path(folder)

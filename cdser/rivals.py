@@ -80,7 +80,7 @@ def mmd(embedding: Tensor,                  # (rows, width)
         domains: Tensor,                    # (rows,) int64, 0 source, 1 target
         scales: tuple = (.25, .5, 1, 2, 4), # of the kernels, in mean squared distances
        ) -> Tensor:                         # scalar in [0, 2]
-    "Squared maximum mean discrepancy under a mixture of Gaussians (Long et al. 2015); 0 if a domain is absent."
+    "Squared maximum mean discrepancy, mixed Gaussian kernels (Long et al. 2015); 0 if a domain is absent."
     x = at_least_float32(embedding)
     x = x - x.mean(0)                                                   # distances stay, rounding shrinks
     norm = x.square().sum(1)
@@ -111,7 +111,7 @@ def self_training(logits: Tensor,        # (views * batch, classes); the first b
                   wanted: Tensor,        # (batch,) bool, the utterances that take part
                   threshold: float = .9, # least probability of a label that is used
                  ) -> Tensor:            # scalar, nats
-    "Cross entropy of the other views with the original's confident label (Sohn et al. 2020, eq. 4); 0 without any."
+    "Cross entropy of other views with the original's confident label (Sohn et al. 2020); 0 without any."
     logits = at_least_float32(logits).unflatten(0, (views, -1))
     confidence, label = logits[0].detach().softmax(1).max(1)
     kept = wanted & (confidence > threshold)

@@ -31,7 +31,7 @@ from .train import Diverged, predict
 
 # %% ../nbs/25_runs.ipynb #9428434b
 def best_device(device: str = 'auto') -> str:
-    "'auto' as 'cuda' if there is one, else 'cpu'. Raises `BadInput` for a device that is unknown or missing."
+    "The device to use; 'auto' means 'cuda' if there is one, else 'cpu'. Raises `BadInput` if it is missing."
     check_choice('device', device, ('auto', 'cpu', 'cuda'))
     best = 'cuda' if torch.cuda.is_available() else 'cpu'
     require(device in ('auto', 'cpu', best), "device: there is no 'cuda' here; use auto or cpu")
@@ -96,7 +96,7 @@ def name_batch(err: Diverged, parts: Parts) -> str:
 COMPUTING = threading.RLock() # random states and threads belong to the process, so one run at a time
 
 def make_run(planned: Planned, store: RunStore, device: str, progress: bool, wait: bool = True) -> bool:
-    "Compute and store a run; whether it is stored now. Without `wait` the run of another process is left to it."
+    "Compute and store a run, unless another process does and `wait` is off; return whether it is stored."
     if planned.id in store:
         return True
     with store.locked(planned.id, wait) as mine:
@@ -132,18 +132,18 @@ def fit(e: Experiment,
 
 # %% ../nbs/25_runs.ipynb #caa16720
 def work(e: Experiment, corpora_root: Path, runs_dir: Path, device: str, label_map: Path | None, wait: bool) -> bool:
-    "The task of a worker process: make a run; whether it is stored now."
+    "The task of a worker process: make a run, and return whether it is stored."
     planned = plan_run(e, corpora_root, runs_dir, device, label_map)
     return make_run(planned, RunStore(runs_dir), device, progress=False, wait=wait)
 
 def end_workers(kill: bool) -> None:
-    "End idle workers, which would keep their memory for minutes, or busy ones of a grid that is stopped."
+    "End idle workers, which would keep their memory for minutes, or kill those of a grid that is stopped."
     executor = get_reusable_executor(reuse=True)
-    end = getattr(executor, 'terminate', executor.shutdown) # joblib's also removes its folder of shared memory
+    end = getattr(executor, 'terminate', executor.shutdown) # joblib's removes shared memory, too
     end(kill_workers=kill)
 
 def work_through(jobs: list, workers: int, bar: tqdm) -> None:
-    "Do jobs in worker processes, or here if one is enough. A killed worker ends this early."
+    "Do jobs in worker processes, or in this process if one is enough. A killed worker ends this early."
     from cdser import runs # workers import the library; a function of a notebook could not travel
     tasks = [delayed(runs.work)(*job) for job in jobs]
     watched = dict(backend='loky', initializer=watch_parent, initargs=(os.getpid(),)) if workers > 1 else {}
@@ -180,7 +180,7 @@ def grid(experiments: list[Experiment],
          workers: int | None = None, # runs at a time; None: one per core on a CPU, one on a GPU
          label_map: Path | None = None, # None: the shipped one
         ) -> list[Run]:              # in the order of `experiments`
-    "Make sure that every experiment has its run. Raises `BadInput` before any training if one of them cannot be run."
+    "The runs of experiments, computed if missing. Raises `BadInput` before any training if one cannot be."
     require(workers is None or type(workers) is int and workers >= 1,
             f'workers: {workers!r} is not a whole number from 1')
     if not isinstance(experiments, list | tuple):

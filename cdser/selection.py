@@ -19,7 +19,7 @@ from .config import require
 
 # %% ../nbs/11_selection.ipynb #f135780a
 def check_predictions(p) -> np.ndarray: # (n, classes) float64
-    "The same as float64. Raises `BadInput` if rows are not probabilities."
+    "Predictions as float64. Raises `BadInput` if rows are not probabilities."
     p = np.asarray(p, dtype=np.float64)
     require(p.ndim == 2 and p.size,
             f'p: has shape {p.shape}; expected (n, classes), one row per utterance')

@@ -215,7 +215,7 @@ def write_digests(folder: Path) -> None:
 @dataclass(frozen=True)
 class Run(RunFiles):
     "A finished run."
-    asked: Experiment | None = field(default=None, compare=False) # it names the corpora; None: as stored
+    asked: Experiment | None = field(default=None, compare=False) # names the corpora; None: as stored
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -284,7 +284,7 @@ class RunStore:
         def write_all(draft: Path):
             try:
                 write(draft)
-            except SafetensorError as err: # it cannot write, either
+            except SafetensorError as err: # if it cannot write
                 raise OSError(str(err)) from err
             (draft / 'config.json').write_text(json.dumps(config, indent=1, allow_nan=False))
             write_digests(draft)

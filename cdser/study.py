@@ -76,7 +76,7 @@ def as_place(name: str, value) -> Path:
     return as_path(name, as_declared(name, str(value) if type(value) is int else value, str))
 
 def as_fields(name: str, given) -> dict: # fields of Experiment
-    "The mapping. Raises `BadInput` if it is none, or a field is unknown or decided by the notebook."
+    "Return a mapping as it is. Raises `BadInput` if a field is unknown or decided by the notebook."
     require(isinstance(given, dict),
             f'{name}: {repr(given)[:80]} is not a mapping of fields to values, as {{views: 2}}')
     for field in given:
@@ -88,8 +88,8 @@ def as_fields(name: str, given) -> dict: # fields of Experiment
 class Study:
     "A checked set of parameters, and the experiments and runs that follow from it."
     pairs: list[tuple[str, str]] # (source, target)
-    seeds: int                   # behind the main table; 0: one for each fold of the target
-    few: int                     # behind everything else
+    seeds: int                   # of the main table; 0: one for each fold of the target
+    few: int                     # seeds of everything else
     settings: dict               # fields of Experiment that all its experiments share
     plans: dict[str, dict]       # target -> how it is tested on, from `plan_folds`
     corpora_root: Path

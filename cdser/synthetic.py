@@ -345,7 +345,7 @@ def generate(studio: Studio) -> tuple[list[np.ndarray], pd.DataFrame]: # float32
         text_id=text_id, duration_s=[len(x) / SAMPLE_RATE for x in waveforms], sample_rate=SAMPLE_RATE))
 
 # %% ../nbs/41_synthetic.ipynb #191a14e3
-VERSION = 1 # of the synthesiser; to be raised whenever the same Studio would sound different
+VERSION = 1 # of the synthesiser; raise it whenever the same Studio would sound different
 
 def studio_hash(studio: Studio) -> str: # 64 hexadecimal digits
     "SHA-256 of everything that decides the sound of a studio."

@@ -38,7 +38,7 @@ class Views:
     augmentation_labels: Tensor # (views * batch,) int64, 0 or 1 + the index into AUGMENTATIONS; on the device
     labels: Tensor    # (views * batch,) int64, UNLABELLED if the setup hides them; on the device
     domains: Tensor   # (views * batch,) int64, SOURCE or TARGET; on the device
-    states: Tensor | None = None # (views * batch, layers + 1, width), if a frozen encoder has computed them before
+    states: Tensor | None = None # (views * batch, layers + 1, width), if computed by a frozen encoder
 
 def augment_batches(batches: list[Batch],
                     e: Experiment,
@@ -61,7 +61,7 @@ def augment_batches(batches: list[Batch],
     return views
 
 def make_views(batch: Batch, e: Experiment, generator: torch.Generator) -> Views:
-    "The same for one batch."
+    "The original and `e.views - 1` augmented versions of one batch."
     return augment_batches([batch], e, generator)[0]
 
 # %% ../nbs/12_train.ipynb #eb3bc627
@@ -69,7 +69,7 @@ def make_views(batch: Batch, e: Experiment, generator: torch.Generator) -> Views
 class Progress:
     "The facts about the training so far that a step may use."
     done: float = 1.            # share of the training that is over
-    priors: Tensor | None = None # (2, classes) shares of the emotions: of the source, and as estimated of the target
+    priors: Tensor | None = None # (2, classes) shares of the emotions: source's, target's estimated
 
 TERMS: dict[str, Callable[[Outputs, Views, Experiment, Progress], Tensor]] = {
     'emotion':      lambda out, views, e, p: emotion_loss(out.emotion, views.labels),
@@ -114,7 +114,7 @@ def step(model: Recogniser,
 
 # %% ../nbs/12_train.ipynb #da841b60
 def make_optimiser(model: Recogniser, e: Experiment) -> torch.optim.AdamW:
-    "AdamW over what may be trained: the backbone's parameters; the layer mix and the heads."
+    "AdamW for the backbone's parameters, if they are trained, and for the layer mix and the heads."
     encoder = [p for p in model.encoder.backbone.parameters() if p.requires_grad]
     heads = [p for name, p in model.named_parameters() if not name.startswith('encoder.backbone.')]
     groups = [dict(params=encoder, lr=e.encoder_lr, peak=e.encoder_lr),
@@ -156,7 +156,7 @@ def classify_states(model: Recogniser,
 def predict(model: Recogniser, store: InMemory, rows: np.ndarray,
             budget: float = 160., device: str = 'cpu', domain: int = TARGET,
            ) -> tuple[np.ndarray, np.ndarray]: # (n, 4) probabilities and (n, width) embeddings, float32
-    "Class probabilities and embeddings of utterances, in the order of `rows`; arguments as of the two above."
+    "Probabilities and embeddings, in the order of `rows`; arguments as of `encode` and `classify_states`."
     return classify_states(model, encode(model, store, rows, budget, device), domain)
 
 # %% ../nbs/12_train.ipynb #8d0b70d6
@@ -193,7 +193,7 @@ def views_of_states(training: list[Utterances], batch: Step, states: list[Tensor
 
 def views_of_block(training: list[Utterances],
                    block: list[Step],
-                   states: list[Tensor] | None, # of each corpus's utterances, if a frozen encoder has computed them
+                   states: list[Tensor] | None, # of each corpus's utterances, from a frozen encoder
                    e: Experiment,
                    generator: torch.Generator,  # on the CPU; draws every augmentation
                    device: str,
@@ -215,7 +215,7 @@ class Training:
     generator: torch.Generator       # draws every augmentation
     progress: Progress
     epoch: int = 0                   # the current one
-    losses: list[Tensor] = field(default_factory=list) # of each step of the epoch so far: the loss and its terms
+    losses: list[Tensor] = field(default_factory=list) # of each step of the epoch: the loss and its terms
     audio_seconds: float = 0.        # of original recordings in the epoch, and
     seconds: float = 0.              # the time spent on them
     history: list[dict] = field(default_factory=list)
@@ -224,7 +224,7 @@ class Training:
     kept: dict[str, Tensor] | None = None # the weights of that epoch
 
     def state(self) -> tuple[dict[str, Tensor], dict]: # tensors by 'part.name', and the rest, for JSON
-        "What a checkpoint holds."
+        "The content of a checkpoint."
         states = self.optimiser.state_dict()['state']
         moments = {f'{i}.{name}': x for i, state in states.items() for name, x in state.items()}
         parts = dict(model=self.model.state_dict(), kept=self.kept or {}, optimiser=moments,
@@ -251,13 +251,13 @@ class Training:
 
 # %% ../nbs/12_train.ipynb #00cbfc3b
 def random_states(generator: torch.Generator) -> dict[str, Tensor]: # each uint8
-    "The states of all that draws random numbers: augmentation, and dropout on each device."
+    "The states of all random generators: of augmentation, and of dropout on each device."
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {'generator': generator.get_state(), 'cpu': torch.get_rng_state(),
             **{f'cuda{i}': state for i, state in enumerate(devices)}}
 
 def set_random_states(states: dict[str, Tensor], generator: torch.Generator) -> None:
-    "Undo `random_states`."
+    "Restore what `random_states` returned."
     generator.set_state(states['generator'].cpu())
     torch.set_rng_state(states['cpu'].cpu())
     for i in range(torch.cuda.device_count()):
@@ -318,7 +318,7 @@ def train(e: Experiment,
           steps: int,                 # on each corpus, in an epoch
           device: str = 'cpu',
           progress: bool = True,      # show a bar
-          checkpoints=None,           # a `Checkpoints`: where to continue from, and where to write; None: neither
+          checkpoints=None,           # a `Checkpoints` to continue from and to write to, or None
          ) -> tuple[pd.DataFrame, int]: # one row per epoch, and the best epoch
     "Train `model` on source and target, and keep the epoch with the best `e.selection`. Raises `Diverged`."
     model.to(device)
@@ -326,7 +326,7 @@ def train(e: Experiment,
                    Progress(priors=even_priors(training, device)))
     batches, steps = schedule(training, e, np.random.default_rng([e.seed, e.fold])), steps * len(training)
     hidden = any((corpus.labels == UNLABELLED).any() for corpus in training)
-    evaluated = training if hidden or e.standardise else [] # for the criteria and the prior, or for the statistics
+    evaluated = training if hidden or e.standardise else [] # for the criteria and statistics
     parts = [valid, test, *(corpus.at_most(EVALUATED) for corpus in evaluated)]
     def encode_all(utterances):
         return [encode(model, part.store, part.rows, device=device) for part in utterances]
@@ -383,7 +383,7 @@ def summary(names: tuple[str, ...],  # of the loss and its terms
            ) -> dict[str, float]:    # loss, every term of PROPOSED, and any other that is used; NaN if unused
     "Mean of each term over an epoch's steps; the emotion term over the corpora with labels."
     values, corpora = torch.stack(losses).cpu().numpy(), np.array(corpora)
-    parts = [values[corpora == which] for which in np.unique(corpora)] # a mean rounds by the order of its terms
+    parts = [values[corpora == which] for which in np.unique(corpora)] # the order decides rounding
     means = dict.fromkeys(('loss', *PROPOSED), float('nan'))
     for i, name in enumerate(names):
         columns = [part[:, i] for part in parts if name != 'emotion' or part[:, i].any()]
@@ -391,7 +391,7 @@ def summary(names: tuple[str, ...],  # of the loss and its terms
     return means
 
 def evaluate_epoch(model: Recogniser,
-                   parts: list[Utterances], # validating, tested, and training ones if they are evaluated
+                   parts: list[Utterances], # validating, tested and, if evaluated, training utterances
                    states: list[Tensor],    # of each, from `encode`
                    progress: Progress,      # gets the target's shares as estimated now
                   ) -> dict[str, float]:

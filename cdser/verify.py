@@ -104,7 +104,7 @@ def recording_findings(names: list[str], facts: pd.DataFrame) -> Iterator[tuple]
 def tails(paths: pd.Series,  # of a release
           others: pd.Series, # of a copy
          ) -> tuple[pd.Series, pd.Series]:
-    "Both as the shortest tails, without suffix, that are unique in the release."
+    "Both lists of paths as their shortest tails, without suffix, that are unique in the release."
     for depth in range(1, 2 + int(paths.str.count('/').max())):
         short = [column.str.replace(r'\.\w+$', '', regex=True).str.split('/').str[-depth:].str.join('/')
                  for column in (paths, others)]
@@ -140,7 +140,7 @@ def compare(table: pd.DataFrame,     # of a copy
         yield from ((name, kind, detail) for applies, kind, detail in rules if applies)
 
 def compare_with_release(table: pd.DataFrame, facts: pd.DataFrame, known: pd.DataFrame) -> list[tuple]:
-    "What a copy lacks, has in addition, or has otherwise: (name, kind, detail)."
+    "Recordings that are missing, extra or different in a copy: (name, kind, detail)."
     there, here = tails(known.path, table.path)
     return [*((path, 'missing', 'is in the release') for path in known.path[~there.isin(here)]),
             *((path, 'extra', 'is not in the release') for path in table.path[~here.isin(there)]),
@@ -151,7 +151,7 @@ def repeated(table: pd.DataFrame,
              facts: pd.DataFrame, # sha256, clip
              known: pd.DataFrame | None, # the release
             ) -> Iterator[tuple]: # (name, kind, detail)
-    "Recordings of a clip that came before."
+    "Recordings that repeat an earlier clip."
     of_release = set(known.sha256) - {''} if known is not None else set()
     rows = table.assign(name=utterance_names(table), clip=facts['clip'], sha256=facts.sha256)
     for _, same in rows[rows['clip'].duplicated(keep=False)].groupby('clip', sort=False):
@@ -237,7 +237,7 @@ class Verification:
                                         sha256=self.facts.sha256)[list(COLUMNS)]
     @property
     def usable(self) -> pd.DataFrame: # COLUMNS
-        "The same without the recordings that runs refuse."
+        "`table` without the recordings that runs refuse."
         return self.table[~self.facts.refused].reset_index(drop=True)
     def __str__(self) -> str:
         hours = self.facts.seconds.sum() / 3600
@@ -364,7 +364,7 @@ def audit_copy(report: Verification,
                plan: dict, # from `plan_folds`
                disjoint_texts: bool = False,
               ) -> tuple[pd.DataFrame, pd.DataFrame]: # one row; one row per fold
-    "What the splits of a verified copy share."
+    "How much the parts of a verified copy's splits share, at most and by fold."
     splits = split_corpus(report.corpus, plan, disjoint_texts=disjoint_texts)
     arguments = report.table, splits, report.facts['clip'].to_numpy()
     return audit_summary(report.corpus.name, *arguments), audit_folds(*arguments)
