@@ -29,7 +29,7 @@ from .config import SAMPLE_RATE, BadInput, require
 CUT = 'truncated or damaged; copy it again'
 JOINED = 'holds a second recording behind the first; cut it into files'
 LOOSE = 64 # bytes by which a chunk may miss the end of the file, for example because of padding
-OPEN = (0, 2**31 - 2**16, 2**31 + 2**16, 2**32 - 2**16) # lengths that mean "not known": 0, about 2 GiB, about 4 GiB
+OPEN = (0, 2**31 - 2**16, 2**31 + 2**16, 2**32 - 2**16) # lengths that mean "unknown": 0, about 2 or 4 GiB
 
 def wav_chunks(raw) -> tuple[list[tuple[bytes, int, int]], int]:
     "Name, first byte and length of each chunk, up to bytes that are not one; and where the last chunk ends."
@@ -132,9 +132,11 @@ def piped(raw) -> Iterator[int]: # a descriptor
 def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float32
     "The mean of all channels. Raises `BadInput` if the number of frames or FLAC's MD5 is wrong."
     blocks, count, checksum = [], 0, hashlib.md5(usedforsecurity=False)
-    dtype = 'int32' if md5 else 'int16' if sound.subtype == 'PCM_16' else 'float32' # NumPy converts faster
+    # integers are converted below, since soundfile converts them slowly
+    dtype = 'int32' if md5 else 'int16' if sound.subtype == 'PCM_16' else 'float32'
     while count <= LONGEST * sound.samplerate:
-        size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1) # it allocates this
+        # soundfile allocates as many frames as it is asked for, however few are left
+        size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1)
         block = sound.read(size, dtype, always_2d=True)
         if not len(block):
             break
@@ -165,7 +167,7 @@ def naming(path: Path) -> Iterator[None]:
         raise BadInput(f'{path}: cannot be decoded as audio ({reason.strip()}); '
                        'expected WAV, FLAC, OGG, Opus or MP3') from err
 
-def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, the mean over channels; the rate in Hz
+def read_audio(path: Path) -> tuple[np.ndarray, int]: # (samples,) float32, mean of channels; rate in Hz
     "A recording at its own rate. Raises `BadInput`, naming the file, if it is missing, not audio or cut."
     with naming(path), open(path, 'rb', buffering=0) as file, ExitStack() as stack:
         size = os.fstat(file.fileno()).st_size
@@ -271,7 +273,7 @@ def decode_each(path: Path,
         return [err] * len(segments)
     return [BadInput(f'{path}: {reading.wrong[1]}') if reading.wrong else reading.samples for reading in readings]
 
-def load_audio(path: Path, max_seconds: float | None = None) -> np.ndarray: # (samples,) float32 at SAMPLE_RATE
+def load_audio(path: Path, max_seconds: float | None = None) -> np.ndarray: # (samples,) at SAMPLE_RATE
     "Read, check and resample a recording. Raises `BadInput`, naming the file, if it cannot be trained on."
     result = decode_each(path, max_seconds=max_seconds)[0]
     if isinstance(result, BadInput):
@@ -281,7 +283,7 @@ def load_audio(path: Path, max_seconds: float | None = None) -> np.ndarray: # (s
 # %% ../nbs/01_audio.ipynb #ce920af6
 AHEAD = 16 # results that may wait to be taken
 
-def in_threads(function: Callable, items: list, desc: str, progress: bool = True) -> Iterator: # results, in order
+def in_threads(function: Callable, items: list, desc: str, progress: bool = True) -> Iterator: # in order
     "Apply a function to items in one thread per core; a bar is shown for 256 items or more."
     waiting = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

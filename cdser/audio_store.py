@@ -31,7 +31,7 @@ def write_store(draft: Path, recordings: Iterator[np.ndarray], key: str) -> None
     (draft / 'store.json').write_text(json.dumps({**index, 'seal': content_hash(index)}))
 
 class AudioStore:
-    "Decoded recordings in one memory-mapped file. Raises `BadInput` if they are not what was written."
+    "Decoded recordings in one memory-mapped file. Raises `BadInput` if they have changed."
     def __init__(self, folder: Path): # one that `open_store` made
         self.folder = Path(folder)
         try:

@@ -41,7 +41,7 @@ def egemaps(samples: np.ndarray,      # (samples,) float32, full scale is 1
 
 # %% ../nbs/29_classic.ipynb #ead20248
 def functionals_file(store: AudioStore) -> Path:
-    "Where the functionals of a store are kept."
+    "The file that keeps the functionals of a store."
     version = importlib.metadata.version('opensmile') if find_spec('opensmile') else ''
     name = content_hash([store.contents.tolist(), version, inspect.getsource(egemaps)])
     return store.folder.parent / 'egemaps' / name

@@ -110,7 +110,8 @@ def run_split(corpus: Corpus, root: Root,
               seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help='chooses the validation speakers')] = 0,
               replace: Annotated[bool, typer.Option('--replace', help='replace another split')] = False) -> None:
     table = read_corpus(corpus, root, label_map)
-    plan = requested_plan(table, protocol or default_protocol(corpus), folds) # not split.csv
+    # the protocol is always given, so an earlier split.csv does not decide
+    plan = requested_plan(table, protocol or default_protocol(corpus), folds)
     splits = split_corpus(table, plan, seed=seed, disjoint_texts=disjoint_texts)
     against = findings(table.table, splits, 'target', protocol=plan['protocol'], disjoint_texts=disjoint_texts)
     for finding in against:
@@ -131,7 +132,7 @@ def run_fetch(corpus: Annotated[str | None, typer.Argument(help='its name, such 
 
 @app.command('import-dataset', help='turn a folder of the datasets library into a corpus', epilog=STATUS)
 def run_import(saved: Annotated[Path, typer.Argument(parser=place, metavar='SAVED', help='made by save_to_disk')],
-               folder: Folder, audio: str = 'audio', label: str = 'label', speaker: str = 'speaker') -> None: # columns
+               folder: Folder, audio: str = 'audio', label: str = 'label', speaker: str = 'speaker') -> None:
     print(f'{folder}: {len(import_dataset(saved, folder, audio, label, speaker))} recordings and manifest.csv')
 
 @app.command('runs', help='list the runs of a store by version; --prune removes what none of them needs', epilog=STATUS)

@@ -48,7 +48,7 @@ def controlled(device: str) -> Iterator[None]:
 # %% ../nbs/23_compute.ipynb #de93bcf7
 ROLES = ('source', 'target') # names of SOURCE and TARGET in a run's files
 
-def classify(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np.ndarray]: # predictions, embeddings
+def classify(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame, np.ndarray]: # for Outcome
     "A model's outputs for the validating and the tested speakers. Raises `Diverged` if they are not finite."
     tables, embeddings, labels = [], [], np.array(LABELS)
     for part, utterances in (('valid', parts.valid), ('test', parts.test)):
@@ -65,8 +65,8 @@ def classify(parts: Parts, model: Recogniser, device: str) -> tuple[pd.DataFrame
         embeddings.append(z)
     return pd.concat(tables, ignore_index=True), np.concatenate(embeddings)
 
-def compute_metrics(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict: # for JSON
-    "The numbers that tables are made of; UAR, WAR and recalls of the tested speakers in [0, 1]."
+def compute_metrics(predictions: pd.DataFrame, history: pd.DataFrame, best_epoch: int, parts: Parts) -> dict:
+    "The numbers that tables are made of, for JSON; UAR, WAR and recalls of the tested speakers in [0, 1]."
     test = predictions[predictions.part == 'test']
     by_label = zip(LABELS, recalls(test.label, test.prediction).tolist())
     by_label = {label: None if np.isnan(recall) else recall for label, recall in by_label} # None: not tested

@@ -107,7 +107,8 @@ METHODS = {'proposed': PROPOSED,
            'no_information': without('information'),
            'emotion_only': {'emotion': 1.},
            'information_only': {'emotion': 1., 'information': .5},
-           **{term: {'emotion': 1., term: .1} for term in ('dann', 'cdan', 'mmd')}, # at 1 the source is not learned
+           # with a weight of 1, these three keep the encoder from learning even the source
+           **{term: {'emotion': 1., term: .1} for term in ('dann', 'cdan', 'mmd')},
            **{term: {'emotion': 1., term: 1.} for term in ('coral', 'mcc', 'self_training')},
            'prior_aware': {**without('information'), 'prior_information': .5},
            'supervised': {**PROPOSED, 'supervised_contrastive': .5}}
@@ -165,7 +166,7 @@ class Experiment:
 ALLOWED = {f.name: f.metadata['allowed'] for f in fields(Experiment) if f.metadata} # bounds, or choices
 
 # %% ../nbs/00_config.ipynb #eb150e23
-KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'printable text'} # for messages
+KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'printable text'} # in words
 
 def as_declared(name: str,          # the field, for the message
                 value: Any,

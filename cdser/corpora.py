@@ -41,7 +41,7 @@ MISSING = {'nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat', 'unknown', 'unk', 
            '-', '--', '_', '?', '.'} # in lower case
 
 def spelling_key(text: str) -> str:
-    "What similar spellings share: no case, accents, leading zeros, or .0 at the end."
+    "A key that similar spellings share: without case, accents, leading zeros, or .0 at the end."
     bare = unicodedata.normalize('NFKD', unicodedata.normalize('NFKD', text).casefold())
     visible = [c for c in bare if unicodedata.category(c) not in ('Mn', 'Cf')]
     digits = ''.join(str(unicodedata.decimal(c, c)) for c in visible) # those of any script as 0 to 9
@@ -272,7 +272,7 @@ def read_manifest(path: Path, emotions: dict[str, str] | None = None) -> pd.Data
     return check_table(read_csv(path), str(path), emotions)
 
 def released(name: str) -> pd.DataFrame: # COLUMNS without label, start and end, one row per released file
-    "What is known of the files of a release. Raises `BadInput` if there is no manifest of it."
+    "The known facts about the files of a release. Raises `BadInput` if there is no manifest of it."
     path = shipped(f'{name}.csv')
     return as_columns(read_csv(path), str(path))
 
@@ -299,7 +299,7 @@ def make_corpus(name: str, root: Path, table: pd.DataFrame, where: Path, label_m
     kinds = pd.DataFrame(doubts(corpus), columns=['kind', 'text']).groupby('kind', sort=False).text
     for text, count in kinds.agg(['first', 'size']).itertuples(index=False):
         more = f' (and {count - 1} more of the kind; cdser verify lists them)' * (count > 1)
-        warnings.warn(f'{where}: {text}{more}', CorpusWarning) # noqa: B028 (from one line, so that each is given once)
+        warnings.warn(f'{where}: {text}{more}', CorpusWarning) # noqa: B028 (one line, so each is given once)
     return corpus
 
 # %% ../nbs/02_corpora.ipynb #2e6c18d5

@@ -154,7 +154,7 @@ def front_end_frames(backbone: Wav2Vec2Model, rows: list[Tensor]) -> Tensor: # (
 # %% ../nbs/06_encoder.ipynb #a7df86c5
 class Slots:
     "Utterances end to end in one tensor, each at the start of a wider slot in another."
-    def __init__(self, frames: list[int], slots: list[int], device): # frames of each utterance, and of its slot
+    def __init__(self, frames: list[int], slots: list[int], device): # in frames, one per utterance
         starts = torch.tensor([0, *slots[:-1]]).cumsum(0) - torch.tensor([0, *frames[:-1]]).cumsum(0)
         at = torch.arange(sum(frames)) + starts.repeat_interleave(torch.tensor(frames))
         self.at, self.size = at.to(device, non_blocking=True), sum(slots)
@@ -195,7 +195,7 @@ class Layout:
 
 # %% ../nbs/06_encoder.ipynb #6e8b2d4a
 def end_to_end_attention(module: nn.Module,
-                         query: Tensor, key: Tensor, value: Tensor, # (1, heads, frames of all, width of a head)
+                         query: Tensor, key: Tensor, value: Tensor, # (1, heads, frames of all, head width)
                          attention_mask: Layout | Tensor | None,
                          dropout: float = 0., scaling: float | None = None, **kwargs,
                         ) -> tuple[Tensor, None]: # (1, frames of all, heads, width of a head)

@@ -85,7 +85,7 @@ class Recogniser(nn.Module):
             domains = torch.ones(len(lengths), dtype=torch.int64, device=waveforms.device)
         return self.heads(self.encoder(waveforms, lengths), domains, reversal)
 
-    def heads(self, encoded: Tensor, domains: Tensor, reversal: float = 1.) -> Outputs: # encoded: (rows, hidden)
+    def heads(self, encoded: Tensor, domains: Tensor, reversal: float = 1.) -> Outputs: # (rows, hidden)
         "All heads for a batch of encoded utterances."
         if self.standardisation:
             encoded = self.standardisation(encoded, domains)
@@ -121,7 +121,7 @@ def weights_digest(model: Recogniser) -> str: # 12 hexadecimal digits
 
 # %% ../nbs/09_model.ipynb #77e38f0f
 def to_transformers(model: Recogniser) -> Wav2Vec2ForSequenceClassification:
-    "The emotion path as transformers' own classifier, which needs no code of ours."
+    "The emotion path as transformers' own classifier, which needs no code of cdser."
     config = Wav2Vec2Config.from_dict(model.encoder.backbone.config.to_dict() | dict(
         use_weighted_layer_sum=True, id2label=dict(enumerate(LABELS)),
         label2id={label: i for i, label in enumerate(LABELS)}))

@@ -63,7 +63,7 @@ def check_pair(source: Recordings, target: Recordings) -> None:
 @dataclass(frozen=True)
 class Parts:
     "The utterances that a run trains on, validates on and is tested on."
-    training: list[Utterances] # source and target, or either alone; labels hidden if the setup says so
+    training: list[Utterances] # source and target, or either alone, with the labels that the setup shows
     valid: Utterances
     test: Utterances
     steps: int         # in an epoch, on each corpus: a pass over the larger of the pair, or `epoch_steps`

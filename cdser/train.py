@@ -383,7 +383,8 @@ def summary(names: tuple[str, ...],  # of the loss and its terms
            ) -> dict[str, float]:    # loss, every term of PROPOSED, and any other that is used; NaN if unused
     "Mean of each term over an epoch's steps; the emotion term over the corpora with labels."
     values, corpora = torch.stack(losses).cpu().numpy(), np.array(corpora)
-    parts = [values[corpora == which] for which in np.unique(corpora)] # the order decides rounding
+    # grouped by corpus, since the order of a sum decides its rounding
+    parts = [values[corpora == which] for which in np.unique(corpora)]
     means = dict.fromkeys(('loss', *PROPOSED), float('nan'))
     for i, name in enumerate(names):
         columns = [part[:, i] for part in parts if name != 'emotion' or part[:, i].any()]
