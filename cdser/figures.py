@@ -204,7 +204,7 @@ def figure_matrix(table: pd.DataFrame,   # of `compare_methods`
     cells = cells.assign(mean=mean, text=mean.map(number.format) + star + interval)
     values, text = (cells.pivot(index='source', columns='target', values=column)
                     .reindex(index=corpora, columns=corpora) for column in ('mean', 'text'))
-    limit = np.nanmax(values.abs(), initial=1)
+    limit = np.nanmax(np.abs(values.to_numpy()), initial=1)
     label, colours, low, high = f'{x}, points; *: p < .05', 'PuOr_r', -limit, limit
     if x == 'uar':
         label, colours, low, high = 'UAR, %; framed: oracle', 'Blues', CHANCE, 100
