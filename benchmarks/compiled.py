@@ -13,16 +13,17 @@ import argparse
 import numpy as np
 import torch
 
+from cdser.batches import Batch
 from cdser.config import SAMPLE_RATE, Experiment
 from cdser.corpora import released
 from cdser.model import Recogniser, build
-from cdser.train import Views, make_optimiser, step
+from cdser.train import make_optimiser, step
 from side_by_side import about, clock, interleave, ratios, record, show
 
 E = Experiment('a', 'b')
 
 
-def batches(device: str, count: int = 8) -> list[Views]:
+def batches(device: str, count: int = 8) -> list[Batch]:
     "Noise: what is said plays no part in speed."
     rng, found = np.random.default_rng(0), []
     seconds = released('iemocap').duration_s.clip(upper=E.max_seconds).to_numpy()
@@ -30,7 +31,7 @@ def batches(device: str, count: int = 8) -> list[Views]:
         lengths = torch.from_numpy((rng.choice(seconds, 4) * SAMPLE_RATE).astype(np.int64)).repeat(E.views)
         labels = torch.arange(len(lengths)) % 7
         waveforms, labels = .1 * torch.randn(int(lengths.sum()), device=device), labels.to(device)
-        found.append(Views(waveforms, lengths, labels, labels % 4, labels % 2))
+        found.append(Batch(waveforms, lengths, labels % 4, labels % 2, labels))
     return found
 
 

@@ -3,7 +3,7 @@
 python benchmarks/limit.py [--device cpu|cuda] [--threads 1 2] [--rounds 5] [--base-batch 4]
 
 Each round measures the peak rate of matrix products (float32 on a CPU, bf16 on a GPU), then the throughput of the
-library's own step (`collate`, `make_views`, `step`) on emotion labels alone, one view. Utilisation is the step's
+library's own step (`collate`, `augment_batches`, `step`) on emotion labels alone, one view. Utilisation is the step's
 floating-point operations, as PyTorch's FlopCounterMode counts them, per second, over the best peak of all rounds;
 other work on the machine lowers it. Nano trains all its weights, on 32 utterances per update; wav2vec2-base, with
 random weights, keeps its convolutional front end frozen and takes --base-batch utterances, with dropout as published
@@ -30,7 +30,7 @@ from cdser.audio_store import open_store
 from cdser.batches import Utterances
 from cdser.config import METHODS, SAMPLE_RATE, Experiment
 from cdser.model import build
-from cdser.train import make_optimiser, make_views, step
+from cdser.train import augment_batches, make_optimiser, step
 from corpus import write_corpus
 from side_by_side import about, clock, record
 
@@ -65,7 +65,7 @@ class Training:
     def run(self) -> float: # seconds it took
         start = clock(self.device)
         for at in self.batches:
-            views = make_views(self.utterances.collate(at, self.device), self.e, self.generator)
+            views = augment_batches([self.utterances.collate(at, self.device)], self.e, self.generator)[0]
             step(self.model, self.optimiser, views, self.e)
         return clock(self.device) - start
 

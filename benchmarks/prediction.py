@@ -79,7 +79,7 @@ def packed(model: Recogniser, paths: list[Path], folder: Path, device: str, bf16
         batch = utterances.collate(at, device)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             outputs = model(batch.waveforms, batch.lengths)
-        probabilities.append(outputs.emotion.float().softmax(-1).cpu())
+        probabilities.append(outputs.logits.float().softmax(-1).cpu())
     return torch.cat(probabilities).numpy()
 
 

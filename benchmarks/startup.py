@@ -59,7 +59,7 @@ def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> second
     from cdser.config import Experiment
     from cdser.model import build
     from cdser.parts import make_parts, open_recordings
-    from cdser.train import make_optimiser, make_views, step
+    from cdser.train import augment_batches, make_optimiser, step
     found, e = {}, Experiment(*CORPORA)
     found['imports'] = time.perf_counter() - BEGAN
     start = time.perf_counter()
@@ -68,7 +68,7 @@ def first_step(folder: Path, device: str) -> dict[str, float]: # stage -> second
     start = time.perf_counter()
     parts, model = make_parts(e, *opened), build(e).to(device).train()
     which, at = next(alternate_batches(parts.training, e.batch_seconds, np.random.default_rng(0)))
-    views = make_views(parts.training[which].collate(at, device), e, torch.Generator().manual_seed(0))
+    views = augment_batches([parts.training[which].collate(at, device)], e, torch.Generator().manual_seed(0))[0]
     step(model, make_optimiser(model, e), views, e)
     found['splits, model, first step'] = clock(device) - start
     return dict(found, utterances=sum(len(recordings.store) for recordings in opened), peak_gb=peak())

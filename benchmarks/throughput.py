@@ -26,7 +26,7 @@ from cdser.model import build
 from cdser.parts import open_recordings
 from cdser.runs import best_device
 from cdser.synthetic import write_studios
-from cdser.train import make_optimiser, make_views, step
+from cdser.train import augment_batches, make_optimiser, step
 from side_by_side import about, clock, record
 
 SINGLE = dict(views=1, weights=METHODS['emotion_only'])
@@ -46,7 +46,7 @@ def seconds_a_second(e: Experiment, stock: bool, steps_taken: bool, root: Path, 
             seconds, start = 0., clock(device)
         batch = corpora[which].collate(at, device)
         with patch.object(encoder, 'in_patches', lambda config: False) if stock else nullcontext():
-            views = make_views(batch, e, generator)
+            views = augment_batches([batch], e, generator)[0]
             if steps_taken:
                 step(model, optimiser, views, e)
         seconds += batch.lengths.sum().item() / SAMPLE_RATE

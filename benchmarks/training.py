@@ -2,7 +2,7 @@
 
 python benchmarks/training.py [--device cpu|cuda] [--threads 2] [--workers 0] [--base-batch 8] [--quick]
 
-cdser:        decodes all into its store once (that time is given apart); then `collate`, `make_views`, `step`.
+cdser:        decodes all into its store once (that time is given apart); then `collate`, `augment_batches`, `step`.
 Trainer:      transformers' run_audio_classification.py: a data set of the datasets library whose transform decodes
               and normalises, DataCollatorWithPadding, attention mask, a classifier with a weighted sum of layers.
 SpeechBrain:  its IEMOCAP recipe with wav2vec2: a DynamicItemDataset that reads files, PaddedBatch, its Wav2Vec2,
@@ -55,7 +55,7 @@ from cdser.batches import Utterances
 from cdser.config import LABELS, METHODS, SAMPLE_RATE, Experiment
 from cdser.corpora import load_corpus
 from cdser.model import build, to_transformers
-from cdser.train import make_optimiser, make_views, step
+from cdser.train import augment_batches, make_optimiser, step
 from corpus import write_corpus
 from side_by_side import about, clock, interleave, peak, peak_gigabytes, ratios, record, show
 
@@ -117,7 +117,7 @@ class Cdser(Way):
     def train(self, rows):
         t = self.task
         for at in rows.reshape(-1, t.batch):
-            views = make_views(self.utterances.collate(at, t.device), t.e, self.generator)
+            views = augment_batches([self.utterances.collate(at, t.device)], t.e, self.generator)[0]
             self.keep(step(self.model, self.optimiser, views, t.e)['loss'], views.waveforms)
 
 

@@ -275,10 +275,7 @@ def decode_each(path: Path,
 
 def load_audio(path: Path, max_seconds: float | None = None) -> np.ndarray: # (samples,) at SAMPLE_RATE
     "Read, check and resample a recording. Raises `BadInput`, naming the file, if it cannot be trained on."
-    result = decode_each(path, max_seconds=max_seconds)[0]
-    if isinstance(result, BadInput):
-        raise result
-    return result
+    return next(decoded([path], max_seconds))
 
 # %% ../nbs/01_audio.ipynb #ce920af6
 AHEAD = 16 # results that may wait to be taken
@@ -309,6 +306,5 @@ def decoded(paths: list[Path],
                 bad.append(str(result))
             else:
                 yield result
-    if bad:
-        first = '; '.join(bad[:10] + [f'and {len(bad) - 10} more'] * (len(bad) > 10))
-        raise BadInput(f'{len(bad)} of {len(rows)} recordings cannot be used; {first}')
+    first = '; '.join(bad[:10] + [f'and {len(bad) - 10} more'] * (len(bad) > 10))
+    require(not bad, f'{len(bad)} of {len(rows)} recordings cannot be used; {first}')

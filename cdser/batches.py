@@ -44,11 +44,13 @@ class InMemory:
 
 @dataclass
 class Batch:
-    "Utterances, end to end."
+    "Utterances, end to end; further views of them, if there are any, follow view after view."
     waveforms: Tensor # (samples of all,) float32, full scale is 1, on the device
     lengths: Tensor   # (batch,) int64, samples, on the CPU
     labels: Tensor    # (batch,) int64 class indices, UNLABELLED if the setup hides them, on the device
     domains: Tensor   # (batch,) int64, SOURCE or TARGET, on the device
+    augmentation_labels: Tensor  # (batch,) int64, 0 or 1 + the index into AUGMENTATIONS; on the device
+    states: Tensor | None = None # (batch, layers + 1, width), if a frozen encoder has computed them before
 
 def collate(store: InMemory,    # or anything else with `lengths` and `[i]`
             rows: np.ndarray,   # (batch,) of the store
@@ -61,11 +63,11 @@ def collate(store: InMemory,    # or anything else with `lengths` and `[i]`
     samples = torch.empty(int(lengths.sum()), pin_memory=str(device).startswith('cuda'))
     np.concatenate([store[i] for i in rows], out=samples.numpy())
     waveforms, labels = (x.to(device, non_blocking=True) for x in (samples, torch.tensor(labels)))
-    return Batch(waveforms, lengths, labels, torch.full((len(rows),), domain, device=device))
+    return Batch(waveforms, lengths, labels, torch.full((len(rows),), domain, device=device), torch.zeros_like(labels))
 
 def merge(batches: list[Batch]) -> Batch:
     "Several batches as one."
-    names = [field.name for field in fields(Batch)]
+    names = [field.name for field in fields(Batch) if field.name != 'states']
     return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
 
 # %% ../nbs/04_batches.ipynb #0d250529

@@ -332,10 +332,9 @@ def load_corpus(name: str,                     # the name of its folder
             f'corpora_root: there is no folder {corpora_root}; '
             'it should hold a folder for each corpus')
     check_component('corpus', name)
-    if not os.path.isdir(corpora_root / name):
-        held = ', '.join(sorted(brief(path.name) for path in corpora_root.iterdir() if path.is_dir()))
-        raise BadInput(f'corpora_root: {corpora_root} has no folder {shown(name)}, '
-                       f'it holds {held[:200] or "no folder"}')
+    held = ', '.join(sorted(brief(path.name) for path in corpora_root.iterdir() if path.is_dir()))
+    require(os.path.isdir(corpora_root / name), f'corpora_root: {corpora_root} has no folder {shown(name)}, '
+                                                f'it holds {held[:200] or "no folder"}')
     corpus = read_corpus(name, corpora_root / name, label_map)
     absent = [path for path in dict.fromkeys(corpus.table.path) if not os.path.isfile(corpus.root / path)]
     where = next(corpus.root.glob('manifest.csv'), corpus.root)

@@ -276,10 +276,6 @@ class Encoder(nn.Module):
         "The learned weighted sum of the layers."
         return torch.einsum('l,blw->bw', self.layer_weights.softmax(0), states)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor: # (batch, width) float32
-        "A vector for each utterance; arguments as of `states`."
-        return self.mix(self.states(waveforms, lengths))
-
 # %% ../nbs/06_encoder.ipynb #0b33637b
 WINDOW = 30. # seconds that are encoded at once, at most
 AT_ONCE = 4  # windows of a recording that share a batch

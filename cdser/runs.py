@@ -9,6 +9,7 @@ __all__ = ['DEFAULT_LIMIT', 'FAST_MATH', 'COMPUTING', 'RESULTS', 'CHUNK', 'best_
 
 # %% ../nbs/25_runs.ipynb #df015f2d
 import os, threading, warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -21,8 +22,8 @@ from tqdm.auto import tqdm
 from .audio import decoded
 from .batches import InMemory
 from .compute import compute, controlled
-from .config import (LABELS, SAMPLE_RATE, SETUPS, BadInput, Experiment, as_path, check_choice,
-                          check_experiment, content_hash, describe, require, shown)
+from .config import (LABELS, SAMPLE_RATE, SETUPS, SENT, BadInput, Experiment, as_path, check_choice,
+                          check_experiment, content_hash, describe, find_term, require, shown)
 from .files import watch_parent
 from .model import build, weights_digest
 from .parts import Parts, Recordings, make_parts, open_recordings
@@ -79,7 +80,7 @@ def plan_run(e: Experiment,
             if e.max_seconds == DEFAULT_LIMIT:
                 warn_of_cuts(opened[name, e.max_seconds])
     source, target = (opened[name, e.max_seconds] for name in (e.source, e.target))
-    decides_weights = ('weights', e.encoder, e.seed, e.projection, e.standardise)
+    decides_weights = ('weights', e.encoder, e.seed, e.projection, e.standardise, *e.weights)
     if decides_weights not in opened:
         with controlled('cpu'):
             opened[decides_weights] = weights_digest(build(e))
@@ -131,8 +132,10 @@ def fit(e: Experiment,
     return store.get(planned.id, planned.experiment)
 
 # %% ../nbs/25_runs.ipynb #caa16720
-def work(e: Experiment, corpora_root: Path, runs_dir: Path, device: str, label_map: Path | None, wait: bool) -> bool:
+def work(e: Experiment, corpora_root: Path, runs_dir: Path, device: str, label_map: Path | None,
+         terms: dict[str, Callable], wait: bool) -> bool:
     "The task of a worker process: make a run, and return whether it is stored."
+    SENT.update(terms)
     planned = plan_run(e, corpora_root, runs_dir, device, label_map)
     return make_run(planned, RunStore(runs_dir), device, progress=False, wait=wait)
 
@@ -189,8 +192,9 @@ def grid(experiments: list[Experiment],
     corpora_root = as_path('corpora_root', corpora_root)
     planned = [plan_run(e, corpora_root, store.folder, device, label_map, opened) for e in experiments]
     missing = {p.id: p.experiment for p in planned if p.id not in store}
-    at_a_time = workers or (cpu_count() if device == 'cpu' else 1)
-    run_missing(missing, store, at_a_time, (corpora_root, store.folder, device, label_map))
+    terms = {name: find_term(name) for e in experiments for name in e.weights if name.startswith('__main__.')}
+    run_missing(missing, store, workers or (cpu_count() if device == 'cpu' else 1),
+                (corpora_root, store.folder, device, label_map, terms))
     return [store.get(p.id, p.experiment) for p in planned]
 
 # %% ../nbs/25_runs.ipynb #0082ce24
@@ -204,7 +208,7 @@ def records(runs: list[Run]) -> pd.DataFrame: # one row per run
         shots = e.shots if SETUPS[e.setup].shots else 0
         results = {name: run.metrics[name] for name in RESULTS}
         rows.append(dict(id=run.id, source=e.source, target=e.target, setup=e.setup, shots=shots, method=describe(e),
-                         seed=e.seed, fold=e.fold, **results, processor=run.processor))
+                         seed=e.seed, fold=e.fold, **results, processor=run.config['made_by']['processor']))
     return pd.DataFrame(rows)
 
 def gather(runs: list[Run]) -> pd.DataFrame: # one row per run and tested utterance

@@ -253,9 +253,8 @@ def check_split(table: pd.DataFrame,
     "Raise `BadInput` if `findings` holds an error."
     problems = findings(table, [split], role or ROLES[len(split.test) > 0], None, protocol, disjoint_texts)
     errors = [f'{finding.kind}: {finding.detail}' for finding in problems if finding.level == 'error']
-    if errors:
-        more = f'; and {len(errors) - 3} more' * (len(errors) > 3)
-        raise BadInput(f'{where}split: {"; ".join(errors[:3])}{more}')
+    more = f'; and {len(errors) - 3} more' * (len(errors) > 3)
+    require(not errors, f'{where}split: {"; ".join(errors[:3])}{more}')
     return problems
 
 # %% ../nbs/03_splits.ipynb #5b1f0c30
@@ -303,9 +302,8 @@ def as_splits(frozen: pd.DataFrame, table: pd.DataFrame, name: Path) -> list[Spl
     "Splits as row numbers. Raises `BadInput` if they are of another corpus, or share speakers or recordings."
     names = stems(table)
     strange = set(frozen.path) ^ set(names)
-    if strange:
-        raise BadInput(f'{name}: is not of this corpus: {len(strange)} recordings are only in one of the '
-                       f'two, such as {brief(min(strange))}')
+    require(not strange, f'{name}: is not of this corpus: {len(strange)} recordings are only in one of the two, '
+                         f'such as {brief(min(strange, default=""))}')
     parts = frozen.set_index('path').loc[names]
     splits = [Split(*(np.flatnonzero(parts[column] == part) for part in PARTS)) for column in parts]
     for fold, split in enumerate(splits):

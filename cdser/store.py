@@ -11,7 +11,7 @@ __all__ = ['DECIDING', 'SOURCES', 'LOADED', 'FORMAT', 'SHARE', 'SHORTEST', 'idle
 import ast, hashlib, io, json, os, platform, re, shutil, time, warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,19 +22,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from .config import (SETUPS, BadInput, Experiment, as_path, check_experiment, content_hash, from_dict,
-                          require, shown)
+from .config import (SETUPS, BadInput, Experiment, as_path, check_experiment, content_hash, find_term,
+                          from_dict, reads, require, shown, source_of)
 from .files import build_folder, locked, read_sealed, write_sealed
 from .model import Recogniser, from_transformers, load_stock
 
 # %% ../nbs/24_store.ipynb #180908f4
 def idle_fields(e: Experiment) -> set[str]:
     "The fields of an experiment that cannot change its outcome, given the others."
-    contrasts = {'contrastive', 'supervised_contrastive'} & set(e.weights)
-    idle = {'shots': not SETUPS[e.setup].shots, 'temperature': not contrasts,
-            'confidence': 'self_training' not in e.weights, 'augmentations': e.views == 1,
-            'freeze_front_end': e.freeze_encoder, 'encoder_lr': e.freeze_encoder}
-    return {name for name, is_idle in idle.items() if is_idle}
+    unread = {field.name for field in fields(e) if field.metadata.get('of_terms')} - reads(e.weights)
+    idle = {'shots': not SETUPS[e.setup].shots, 'augmentations': e.views == 1, 'freeze_front_end': e.freeze_encoder,
+            'encoder_lr': e.freeze_encoder}
+    return unread | {name for name, is_idle in idle.items() if is_idle}
 
 def deciding(e: Experiment) -> dict: # for JSON
     "The fields of an experiment that decide its outcome; corpora and encoder count by content instead."
@@ -87,7 +86,8 @@ FORMAT = 4 # of stored runs
 def identify(e: Experiment, parts: str, weights: str, device: str = 'cpu') -> dict: # for JSON
     "Everything that decides a run, from `Parts.digest` and `weights_digest`; its hash is the run's id."
     precision = 'bfloat16' if device.startswith('cuda') else 'float32' # as `mixed_precision` sets it
-    return dict(format=FORMAT, experiment=deciding(e), parts=parts, weights=weights, code=code_digest(),
+    terms = {name: digest_of_code((source_of(find_term(name)),)) for name in e.weights if '.' in name} # the user's
+    return dict(format=FORMAT, experiment=deciding(e), parts=parts, weights=weights, code=code_digest(), terms=terms,
                 precision=precision)
 
 def processor() -> str:
@@ -225,10 +225,6 @@ class Run(RunFiles):
     def names(self) -> dict[str, str]: # 'source', 'target' -> name of the corpus
         return dict(source=self.experiment.source, target=self.experiment.target)
 
-    @property
-    def processor(self) -> str:
-        return self.config['made_by']['processor']
-
     @cached_property
     def metrics(self) -> dict:
         metrics = self.config and json.load(self.read('metrics.json'))
@@ -267,13 +263,12 @@ class RunStore:
                 f'{place}: is not a folder, and stands where a run belongs; move it away')
         return True
 
-    def __getitem__(self, id: str) -> Run:
-        return self.get(id)
-
     def get(self, id: str, asked: Experiment | None = None) -> Run:
         "A stored run, with the names of the experiment that asks for it. Raises `BadInput` if there is none."
         require(id in self, f'{self.folder}: holds no run {shown(id)}')
         return Run(self.folder / id, asked)
+
+    __getitem__ = get
 
     def add(self,
             id: str,
@@ -289,7 +284,7 @@ class RunStore:
             (draft / 'config.json').write_text(json.dumps(config, indent=1, allow_nan=False))
             write_digests(draft)
         build_folder(self.folder / id, write_all)
-        return self[id]
+        return self.get(id)
 
     def locked(self, id: str, wait: bool = True):
         "Hold the lock of a run; arguments as of `files.locked`."
@@ -336,9 +331,8 @@ def unused(store: RunStore) -> list[Path]:
     for run in store.runs():
         with suppress(ValueError, KeyError, TypeError):
             needed |= set(run.config['audio'])
-    audio = [path for path in sorted(store.folder.glob('audio/[0-9a-f]*')) if path.name not in needed]
-    audio = [path for path in audio if path.is_dir()
-             and {file.name for file in path.iterdir()} == {'samples', 'store.json'}]
+    audio = [path for path in sorted(store.folder.glob('audio/[0-9a-f]*')) if path.name not in needed
+             and path.is_dir() and {file.name for file in path.iterdir()} == {'samples', 'store.json'}]
     checkpoints = []
     for path in sorted(store.folder.glob('.unfinished/*.checkpoint')):
         saved = Checkpoints(path).read()

@@ -43,7 +43,7 @@ def recordings() -> list[np.ndarray]:
 def ours(model: Recogniser, rows: list[np.ndarray]) -> np.ndarray: # (rows, 4) probabilities
     waveforms, lengths = torch.from_numpy(np.concatenate(rows)), torch.tensor([len(row) for row in rows])
     with torch.no_grad():
-        return model(waveforms, lengths).emotion.softmax(-1).numpy()
+        return model(waveforms, lengths).logits.softmax(-1).numpy()
 
 
 def from_pipeline(answers: list[dict]) -> list[float]:

@@ -24,7 +24,7 @@ import cdser.model
 import cdser.parts
 import cdser.store
 import cdser.train
-from cdser.config import BadInput
+from cdser.config import TERMS, BadInput
 from cdser.encoder import NANO
 from cdser.runs import fit, grid, recognise, records
 from cdser.store import Checkpoints, RunStore
@@ -217,7 +217,7 @@ def test_files_that_may_not_be_read_are_one_error(shared_dir):
     folder = shared_dir / 'runs' / id_of(TINY)
     for name in ('metrics.json', 'digests.json', 'config.json'):
         (folder / name).chmod(0)
-        answer = unprivileged(lambda: RunStore(shared_dir / 'runs')[id_of(TINY)].metrics)
+        answer = unprivileged(lambda: RunStore(shared_dir / 'runs').get(id_of(TINY)).metrics)
         assert answer.startswith(f'BadInput: {folder / name}: cannot be read (Permission denied)'), answer
         (folder / name).chmod(0o444)
 
@@ -287,12 +287,12 @@ WILD = replace(TINY, encoder_lr=10., head_lr=10., clip_norm=1e6, weight_decay=10
 @contextmanager
 def nan_at(monkeypatch, number: int):
     "The loss of one step is NaN."
-    taken, real = [], cdser.train.TERMS['emotion']
-    def term(*args):
+    taken, real = [], TERMS['emotion']
+    def term(logits, labels):
         taken.append(1)
-        return real(*args) * (float('nan') if len(taken) == number else 1.)
+        return real(logits, labels) * (float('nan') if len(taken) == number else 1.)
     with monkeypatch.context() as patched:
-        patched.setitem(cdser.train.TERMS, 'emotion', term)
+        patched.setitem(TERMS, 'emotion', term)
         yield
 
 

@@ -1,4 +1,5 @@
 "What decides a run's id: everything that can change its numbers, by content, and nothing else."
+import importlib
 import os
 import shutil
 import subprocess
@@ -14,9 +15,9 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from cdser import store
-from cdser.config import PROPOSED, Experiment, content_hash
+from cdser.config import PROPOSED, BadInput, Experiment, check_experiment, content_hash
 from cdser.encoder import NANO
-from cdser.runs import fit, plan_run
+from cdser.runs import fit, grid, plan_run
 from cdser.store import DECIDING, code_digest, deciding, digest_of_code, idle_fields, read_sources
 from kills import digests
 
@@ -38,7 +39,7 @@ def edited(*edits: tuple[str, str, str]) -> str:
 @pytest.mark.parametrize('edit', [
     ('train', 'BLOCK = 60.', 'BLOCK = 61.'), ('losses', 'def nt_xent(', 'def nt_xent_('),
     ('audio', 'SHORTEST = .1', 'SHORTEST = .2'), ('augment', 'import torch', 'import torch as torch'),
-    ('compute', 'round(6)', 'round(7)'), ('model', 'nn.ReLU()', 'nn.GELU()'),
+    ('compute', 'round(6)', 'round(7)'), ('model', '+ 1e-5', '+ 1e-6'),
     ('evaluate', 'def uar(', 'def uar_('), ('encoder', 'eps=1e-7', 'eps=1e-6'), ('parts', 'SOURCE', 'TARGET')],
     ids=lambda edit: edit[0])
 def test_an_edit_to_a_chapter_that_numbers_come_from_is_another_digest(edit):
@@ -82,6 +83,45 @@ def test_a_copy_elsewhere_is_the_same_code_and_an_edit_after_loading_is_refused(
     assert 'edited after it was loaded; start Python, or the kernel, again' in message
 
 
+# ---- loss terms from outside the package
+
+OUTSIDE = """
+import torch, torch.nn.functional as F
+
+def focal(logits, labels, gamma=2.):
+    nats = F.cross_entropy(logits, labels, ignore_index=-1, reduction='none')
+    return ((1 - torch.exp(-nats)) ** gamma * nats).mean()
+
+def sliced_wasserstein(embedding, domains, slices=32):
+    directions = F.normalize(torch.randn(embedding.shape[1], slices), dim=0)
+    levels = torch.linspace(0, 1, 9)
+    source, target = (torch.quantile(embedding[domains == d] @ directions, levels, dim=0) for d in (0, 1))
+    return (source - target).square().mean()
+"""
+
+
+def test_terms_of_a_users_module_train_alone_and_in_worker_processes_and_count_by_their_source(
+        studios, tmp_path, monkeypatch):
+    module = tmp_path / 'my_losses.py'
+    module.write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    both = [replace(TINY, weights={'emotion': 1., f'my_losses.{name}': .5}) for name in ('focal', 'sliced_wasserstein')]
+    runs = grid(both, studios, tmp_path / 'grid', 'cpu', workers=2)
+    alone = [fit(e, studios, tmp_path / 'fit', 'cpu', progress=False) for e in both]
+    assert [(run.id, results(run)) for run in runs] == [(run.id, results(run)) for run in alone]
+    assert all(run.history[[*e.weights]].notna().all(axis=None) for run, e in zip(runs, both))
+    module.write_text(OUTSIDE.replace('gamma=2.', 'gamma=3.'))
+    importlib.reload(sys.modules['my_losses'])
+    assert plan_run(both[0], studios, tmp_path / 'fit').id != alone[0].id
+
+
+@pytest.mark.parametrize('name, message', [
+    ('my_losses.absent', "'my_losses.absent' cannot be imported"), ('os.path.join', 'the parameter')])
+def test_a_term_that_cannot_be_used_is_named(name, message):
+    with pytest.raises(BadInput, match=message):
+        check_experiment(replace(TINY, weights={'emotion': 1., name: 1.}))
+
+
 # ---- the experiment
 
 OTHER = dict(setup='few_shot', weights={'emotion': 1.}, seed=1, fold=1, folds=4, protocol='leave_one_speaker_out',
@@ -103,7 +143,8 @@ def test_every_field_that_plays_a_part_is_another_run(name):
     assert name not in idle_fields(e) and content_hash(deciding(changed)) != content_hash(deciding(e))
 
 
-IDLE = dict(shots=TINY, temperature=replace(TINY, weights={'emotion': 1., 'augmentation': .1}), confidence=TINY,
+WITHOUT = replace(TINY, weights={'emotion': 1., 'augmentation': .1}) # no contrast
+IDLE = dict(shots=TINY, temperature=WITHOUT, projection=WITHOUT, confidence=TINY,
             augmentations=replace(TINY, views=1, weights={'emotion': 1.}),
             freeze_front_end=replace(TINY, freeze_encoder=True), encoder_lr=replace(TINY, freeze_encoder=True))
 

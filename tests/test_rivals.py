@@ -5,10 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cdser.config import UNLABELLED
-from cdser.losses import (augmentation_loss, emotion_loss, estimate_prior, information_maximisation, nt_xent,
-                          supervised_contrastive)
-from cdser.rivals import (conditional_features, coral, domain_loss, minimum_class_confusion, mmd, reverse_gradient,
+from cdser.config import UNLABELLED, call, declared_terms
+from cdser.losses import estimate_prior
+from cdser.rivals import (conditional_features, coral, minimum_class_confusion, mmd, reverse_gradient,
                           self_training)
 
 DOMAINS = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1, 0]) # five rows of the source, four of the target
@@ -23,29 +22,28 @@ def gradient(term, x: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(term(x), x)[0]
 
 
-def rival_terms(domains: torch.Tensor) -> dict: # name -> function of (9, 4) values: three views of three utterances
-    target = domains == 1
-    return {'domain_loss': lambda x: domain_loss(x[:, 0], domains),
-            'dann': lambda x: domain_loss(reverse_gradient(x, .7)[:, 0], domains),
-            'cdan': lambda x: domain_loss(reverse_gradient(conditional_features(x, x), .7).sum(1), domains),
-            'coral': lambda x: coral(x, domains),
-            'mmd': lambda x: mmd(x, domains),
-            'mcc': lambda x: minimum_class_confusion(x, target),
-            'self_training': lambda x: self_training(x, 3, target[:3], threshold=.3)}
+def stand_in(function): # for the head of a term: what is given to it, or its first column if it makes one number
+    if not getattr(function, 'make_head', None):
+        return None
+    module = call(function.make_head, dict(width=4, projection=4))
+    first = next(layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
+    single = module(torch.zeros(1, first.in_features)).ndim == 1
+    return lambda x: x[:, 0] if single else x
 
 
-def all_terms(domains: torch.Tensor) -> dict: # the same, with the terms of the losses chapter
+def all_terms(domains: torch.Tensor) -> dict: # name -> function of (9, 4) values: three views of three utterances
     labels = torch.where(domains == 1, UNLABELLED, torch.arange(9, device=domains.device) % 2)
-    return rival_terms(domains) | {
-        'emotion': lambda x: emotion_loss(x, labels),
-        'augmentation': lambda x: augmentation_loss(x, domains),
-        'contrastive': lambda x: nt_xent(x.view(3, 3, 4)),
-        'supervised_contrastive': lambda x: supervised_contrastive(x.view(3, 3, 4), labels[:3]),
-        'information': information_maximisation,
+    known = dict(labels=labels, domains=domains, augmentation_labels=domains, done=.5, views=3, temperature=.1,
+                 confidence=.3, prior=torch.full((4,), .25, device=domains.device))
+    def of(function):
+        fixed = {**known, 'head': stand_in(function)}
+        return lambda x: call(function, {**fixed, 'logits': x, 'embedding': x})
+    return {name: of(function) for name, function in declared_terms().items()} | {
         'prior': lambda x: estimate_prior(x.softmax(1), torch.full_like(x[0], .25), iterations=3)[0]}
 
 
-RIVALS, TERMS = [*rival_terms(DOMAINS)], [*all_terms(DOMAINS)]
+TERMS = [*all_terms(DOMAINS)]
+RIVALS = [name for name, function in declared_terms().items() if function.__module__ == 'cdser.rivals']
 NOTHING = [(name, present) for name in RIVALS for present in (0, 1) # a term and the only domain in the batch
            if (name, present) not in [('mcc', 1), ('self_training', 1)]]
 
@@ -123,9 +121,9 @@ def confusion_by_hand(logits, temperature):
 @pytest.mark.parametrize('temperature, classes', [(1., 2), (2.5, 4)])
 def test_class_confusion_and_its_gradient_equal_a_literal_loop(classes, temperature):
     logits, target = 4 * draw(9, classes), DOMAINS == 1
-    value = minimum_class_confusion(logits, target, temperature)
+    value = minimum_class_confusion(logits, -DOMAINS, temperature) # -1 is UNLABELLED
     assert torch.isclose(value, confusion_by_hand(logits[target], temperature), rtol=1e-9)
-    slope = gradient(lambda x: minimum_class_confusion(x, target, temperature), logits)
+    slope = gradient(lambda x: minimum_class_confusion(x, -DOMAINS, temperature), logits)
     assert torch.allclose(slope, gradient(lambda x: confusion_by_hand(x[target], temperature), logits), atol=1e-12)
 
 
@@ -133,7 +131,7 @@ def test_class_confusion_equals_that_of_skada():
     deep = pytest.importorskip('skada.deep', exc_type=ImportError)
     logits = 4 * draw(9, 4)
     theirs = deep.MCCLoss(T=2.5, eps=0)(logits[DOMAINS == 1]) # the same value, but with a gradient for the weights
-    assert torch.isclose(minimum_class_confusion(logits, DOMAINS == 1), theirs, rtol=1e-9)
+    assert torch.isclose(minimum_class_confusion(logits, -DOMAINS), theirs, rtol=1e-9)
 
 
 @pytest.mark.parametrize('views', [1, 2, 4])
@@ -145,7 +143,8 @@ def test_self_training_equals_a_literal_loop(views):
         if wanted[b] and p.max() > .8:
             trained = range(1, views) if views > 1 else [0]
             values += [-logits[v * 12 + b].log_softmax(0)[p.argmax()] for v in trained]
-    assert torch.isclose(self_training(logits, views, wanted, threshold=.8), torch.stack(values).mean(), rtol=1e-12)
+    labels = torch.where(wanted, UNLABELLED, 0).repeat(views)
+    assert torch.isclose(self_training(logits, labels, views, confidence=.8), torch.stack(values).mean(), rtol=1e-12)
 
 
 # ---- what holds for all of them, and for the paper's own terms
@@ -160,7 +159,7 @@ def test_each_has_a_gradient_and_finite_differences_agree(name):
 
 @pytest.mark.parametrize('name, present', NOTHING)
 def test_without_rows_each_is_exactly_zero_and_has_no_gradient(name, present):
-    term = rival_terms(torch.full((9,), present))[name]
+    term = all_terms(torch.full((9,), present))[name]
     for x in (draw(9, 4), 1e4 * draw(9, 4), torch.zeros(9, 4, dtype=torch.float64)):
         assert term(x) == 0 and (gradient(term, x) == 0).all()
 
