@@ -14,7 +14,7 @@ setup(name=settings['lib_name'], version=settings['version'], description=settin
       author=settings['author'], license='Apache-2.0', classifiers=pythons, url=settings['git_url'],
       entry_points={'console_scripts': settings['console_scripts'].split()}, keywords=settings['keywords'].split(),
       packages=['cdser', 'cdser.data_manifests'], package_dir={'cdser.data_manifests': 'data_manifests'},
-      package_data={'cdser.data_manifests': ['*.csv', 'splits/*.csv']},
+      package_data={'cdser': ['py.typed'], 'cdser.data_manifests': ['*.csv', 'splits/*.csv']},
       python_requires='>=' + settings['min_python'], install_requires=settings['requirements'].split(),
       extras_require={extra: settings[f'{name}_requirements'].split()
                       for extra, name in (('notebooks', 'notebook'), ('datasets', 'datasets'), ('classic', 'classic'), ('benchmarks', 'benchmarks'), ('dev', 'dev'))})
