@@ -157,7 +157,7 @@ def locate(turns: pd.DataFrame, # path: where the release has the recording
     paths = [path for path in find_files(root, AUDIO) if inside in ('', *path.parts)]
     found = pd.DataFrame([(path.stem, str(path)) for path in paths], columns=['utterance', 'found'],
                          dtype=object)
-    stems = pd.Series([PurePosixPath(path).stem for path in turns.path], turns.index, dtype=object)
+    stems = pd.Series([PurePosixPath(path.rpartition('/')[2]).stem for path in turns.path], turns.index, dtype=object)
     located = turns.assign(utterance=stems).merge(found, 'left', on='utterance')
     return located.assign(path=located.found.fillna(located.path))
 
