@@ -138,20 +138,20 @@ def read_mono(sound: sf.SoundFile, md5: bytes) -> np.ndarray: # (samples,) float
         # soundfile allocates as many frames as it is asked for, however few are left
         size = min(max(BLOCK // sound.channels, 1), sound.frames - count + 1)
         block = sound.read(size, dtype, always_2d=True)
-        if not len(block):
-            break
         if md5:
             width = WIDTHS[sound.subtype]
             checksum.update(block.astype('<i4', copy=False).view(np.uint8).reshape(-1, 4)[:, 4 - width:].tobytes())
         if dtype != 'float32':
-            block = block.astype(np.float32) / np.float32(2**(8 * block.itemsize - 1))
+            block = np.multiply(block, np.float32(2. ** (1 - 8 * block.itemsize)), dtype=np.float32)
         with np.errstate(over='ignore', invalid='ignore'): # values that are not finite are refused later
             blocks.append(block.mean(1) if sound.channels > 1 else block[:, 0])
         count += len(block)
+        if len(block) < size or count > sound.frames:
+            break
     require(count <= LONGEST * sound.samplerate, 'lasts more than an hour; cut it into utterances')
     require(sound.frames in (count, UNKNOWN) and (not md5 or md5 == checksum.digest()), CUT)
     require(count, 'holds no samples')
-    return np.concatenate(blocks)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 # %% ../nbs/01_audio.ipynb #2d968542
 @contextmanager

@@ -26,7 +26,7 @@ from .train import Diverged, predict, train
 # %% ../nbs/23_compute.ipynb #7bb8ceb3
 @contextmanager
 def controlled(device: str) -> Iterator[None]:
-    "The surroundings of a run: one thread on a CPU, torch's defaults, the caller's random states untouched."
+    "The surroundings of a run and of a prediction: torch's defaults; what the caller had set is restored."
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads()) # as the caller had it
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
@@ -37,7 +37,6 @@ def controlled(device: str) -> Iterator[None]:
         if transformers_logging.is_progress_bar_enabled():
             stack.callback(transformers_logging.enable_progress_bar)
             transformers_logging.disable_progress_bar()
-        torch.set_num_threads(1 if device == 'cpu' else torch.get_num_threads())
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision('highest')
         contexts = [torch.autocast(kind, enabled=False) for kind in dict.fromkeys(('cpu', device))]
@@ -98,6 +97,7 @@ def compute(e: Experiment,
             checkpoints=None,   # a `Checkpoints` to continue from and to write to, or None
            ) -> Outcome:
     "Train and test; call it in `controlled`. Raises `Diverged`, and `BadInput` if the encoder changed."
+    torch.set_num_threads(1 if device == 'cpu' else torch.get_num_threads())
     model = build(e)
     require(weights_digest(model) == weights,
             f'encoder: {shown(e.encoder)} is another than when the work began; start again')
