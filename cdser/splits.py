@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
-from .config import (LABELS, PROTOCOLS, SESSIONS, UNLABELLED, BadInput, check_choice, content_hash,
-                          require, shown)
+from .config import LABELS, PROTOCOLS, SESSIONS, UNLABELLED, check_choice, content_hash, require, shown
 from .corpora import AUDIO, Corpus, brief, check_rows, read_csv, utterance_names
 
 # %% ../nbs/03_splits.ipynb #05fa78f8
