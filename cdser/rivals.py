@@ -11,7 +11,7 @@ import math
 from functools import partial
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from .config import LABELS, TERMS, UNLABELLED, require, term # noqa: F401 (`declared_terms` takes TERMS from here)
+from .config import LABELS, TERMS, UNLABELLED, require, term
 from .losses import at_least_float32, entropy
 
 # %% ../nbs/08_rivals.ipynb #10e7e7d3
