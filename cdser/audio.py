@@ -88,8 +88,8 @@ def check_container(raw) -> int: # where the length of the audio must be replace
         return check_wav(raw)
     if raw[:4] == b'OggS':
         check_ogg(raw)
-    elif len(re.findall(FLAC_HEAD if raw[:4] == b'fLaC' else MP3_TAG, raw)) > 1:
-        raise BadInput(JOINED)
+    else:
+        require(len(re.findall(FLAC_HEAD if raw[:4] == b'fLaC' else MP3_TAG, raw)) <= 1, JOINED)
     return 0
 
 # %% ../nbs/01_audio.ipynb #80bd604c
@@ -216,9 +216,7 @@ def why_unusable(samples: np.ndarray, seconds: float) -> tuple[str, str] | None:
         return 'not finite', 'holds samples that are not finite, or far beyond full scale; export it again'
     if seconds < SHORTEST:
         return 'too short', f'{seconds:.3f} s is too short; at least {SHORTEST} s is needed'
-    if peak < SILENCE:
-        return 'silent', 'is silent'
-    return None
+    return ('silent', 'is silent') if peak < SILENCE else None
 
 @dataclass(frozen=True)
 class Reading:
@@ -275,7 +273,9 @@ def decode_each(path: Path,
 
 def load_audio(path: Path, max_seconds: float | None = None) -> np.ndarray: # (samples,) at SAMPLE_RATE
     "Read, check and resample a recording. Raises `BadInput`, naming the file, if it cannot be trained on."
-    return next(decoded([path], max_seconds))
+    result, = decode_each(path, max_seconds=max_seconds)
+    require(not isinstance(result, BadInput), result)
+    return result
 
 # %% ../nbs/01_audio.ipynb #ce920af6
 AHEAD = 16 # results that may wait to be taken
