@@ -389,7 +389,8 @@ def write_split(table: pd.DataFrame,
     "Freeze splits into a file. Raises `BadInput`, and writes nothing, if they could not be read back."
     path, frozen = as_path('path', path), freeze(table, splits)
     as_splits(frozen, table, path) # raises
-    require(not path.is_symlink(), f'{path}: is a link to {shown(path.resolve())}; name the file itself')
+    if path.is_symlink():
+        raise BadInput(f'{path}: is a link to {shown(os.readlink(path))}; name the file itself')
     if path.exists():
         try:
             there, columns = read_frozen(path), read_csv(path).columns
