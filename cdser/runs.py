@@ -35,8 +35,7 @@ def best_device(device: str = 'auto') -> str:
     "The device to use; 'auto' means 'cuda' if there is one, else 'cpu'. Raises `BadInput` if it is missing."
     check_choice('device', device, ('auto', 'cpu', 'cuda'))
     require(device != 'cuda' or torch.cuda.is_available(), "device: there is no 'cuda' here; use auto or cpu")
-    best = 'cuda' if device == 'auto' and torch.cuda.is_available() else 'cpu'
-    return best if device == 'auto' else device
+    return device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
 DEFAULT_LIMIT = Experiment.max_seconds # users who give another limit know about it
 

@@ -202,6 +202,14 @@ def test_a_frozen_encoder_whose_states_are_kept_trains_the_same_weights(recordin
     assert 'classifier.weight' in moved and not any(name.startswith('encoder.backbone') for name in moved)
 
 
+@pytest.mark.parametrize('method', ['proposed', 'prior_aware'])
+def test_an_emotion_without_a_training_label_is_never_predicted(recordings, method):
+    three = [replace(each, corpus=replace(each.corpus, table=each.corpus.table.replace({'label': {'hap': 'ang'}})))
+             for each in recordings]
+    weights, *_ = trained(replace(TINY, weights=METHODS[method]), *three)
+    assert weights['classifier.bias'][1] < -9e3 and (weights['classifier.bias'][[0, 2, 3]].abs() < 1).all()
+
+
 @pytest.mark.parametrize('method', METHODS)
 def test_a_step_never_waits_for_the_device(recordings, method):
     "On `meta`, where tensors have no values, whatever asks for one fails."
