@@ -291,7 +291,7 @@ def train(e: Experiment,
     batches, steps = schedule(training, e, np.random.default_rng([e.seed, e.fold])), steps * len(training)
     labels = np.concatenate([corpus.labels for corpus in training])
     model.classifier.bias.data[np.setdiff1d(np.arange(len(LABELS)), labels)] = -1e4 # never predicted
-    evaluated = training if UNLABELLED in labels or e.standardise else [] # for the criteria and the prior, or for the statistics
+    evaluated = training if UNLABELLED in labels or e.standardise else [] # for criteria, prior or statistics
     parts = {'valid': valid, 'test': test, **{ROLES[corpus.domain]: corpus.at_most(EVALUATED) for corpus in evaluated}}
     def encode_parts():
         return {name: encode(model, part.store, part.rows, device=device) for name, part in parts.items()}
