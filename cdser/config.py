@@ -137,7 +137,7 @@ def declared_terms() -> dict[str, Callable]: # in the order of their chapters
     return import_module('cdser.rivals').TERMS # which imports the losses, too
 
 def find_term(name: str) -> Callable:
-    "A declared term, or a function by its dotted name. Raises `BadInput` if there is none, or it reads the unknown."
+    "A declared term, or a function by its dotted name. Raises `BadInput` if it is missing or unusable."
     module, _, attribute = str(name).rpartition('.')
     if not module:
         check_choice('weights', name, declared_terms())
@@ -162,7 +162,7 @@ def call(function: Callable, known: dict) -> Any:
     return function(**{name: known[name] for name in signature(function).parameters if name in known})
 
 def source_of(term: Callable) -> str:
-    "The source of the module of a user's term, or of a notebook's function alone; it is read once."
+    "The source of a user's term: its whole module, or the function alone if it is a notebook's. It is read once."
     if not hasattr(term, 'source'):
         module = getmodule(term)
         term.source = dedent(getsource(term if module is None or module.__name__ == '__main__' else module))

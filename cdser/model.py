@@ -44,7 +44,7 @@ class Standardisation(nn.Module):
 
 # %% ../nbs/09_model.ipynb #dd4001dc
 class Outputs(NamedTuple):
-    "What the model says of each row; a row is one view of one utterance."
+    "The model's outputs for each row; a row is one view of one utterance."
     embedding: Tensor # (rows, width) the pooled vector that all heads read
     logits: Tensor    # (rows, 4) of the emotions, in the order of LABELS
 
@@ -67,13 +67,13 @@ class Recogniser(nn.Module):
                 lengths: Tensor,   # (rows,) int64 on the CPU, samples
                 domains: Tensor | None = None, # (rows,) int64, SOURCE or TARGET; None: all of the target
                ) -> Outputs:
-        "From waveforms."
+        "The outputs for waveforms."
         if domains is None:
             domains = torch.ones(len(lengths), dtype=torch.int64, device=waveforms.device)
         return self.classify(self.encoder.states(waveforms, lengths), domains)
 
     def classify(self, states: Tensor, domains: Tensor) -> Outputs: # states: (rows, layers + 1, hidden)
-        "From the encoder's states."
+        "The outputs for the encoder's states."
         encoded = self.encoder.mix(states)
         if self.standardisation:
             encoded = self.standardisation(encoded, domains)
@@ -82,7 +82,7 @@ class Recogniser(nn.Module):
 
 # %% ../nbs/09_model.ipynb #a9141b4b
 def add_heads(model: Recogniser, e: Experiment) -> None:
-    "Give a model the heads that the experiment's terms declare; terms that declare the same one share it."
+    "Add the heads that the experiment's terms declare; terms that declare the same function share a head."
     made, known = {}, {**vars(e), 'width': model.classifier.in_features}
     for name in dict.fromkeys((*declared_terms(), *e.weights)):
         make = getattr(find_term(name), 'make_head', None)
